@@ -1,1 +1,30 @@
+//! Scheduling policy, and the time that it is told in.
+//!
+//! Everything here is pure: the time is an argument, nothing reads a clock, takes a lock or touches a CPU, and after
+//! its storage is reserved nothing allocates. So all of it runs in a simulator on the host.
 #![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+extern crate alloc;
+
+mod round_robin;
+mod time;
+mod timers;
+
+pub use round_robin::{RoundRobin, VcpuKey};
+pub use time::{CpuId, Nanos};
+pub use timers::{TimerQueue, TimerSlot};
+
+/// Storage could not be reserved. Whoever asked for it turns this into their own `-ENOMEM`.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct OutOfMemory;
