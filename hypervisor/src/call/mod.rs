@@ -1,0 +1,15 @@
+//! The hypercalls, a file each. Every handler decodes its argument into a typed value, checks the whole of it, and then applies it by
+//! code that cannot fail half-way.
+
+pub mod console;
+pub mod event_channel;
+pub mod grant_table;
+pub mod hvm;
+pub mod memory;
+pub mod physdev;
+pub mod platform;
+pub mod sched;
+pub mod sysctl;
+pub mod vcpu;
+pub mod version;
+pub mod vm_assist;

@@ -1,0 +1,166 @@
+//! A domain: its vCPUs, its memory, and what it shares with the hypervisor.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use mm::p2m::P2m;
+use mm::SharedPage;
+use xen_abi::memory::E820Entry;
+use xen_abi::types::{DomainId, VcpuId};
+
+use crate::event::EventChannels;
+use crate::grant::GrantTable;
+use crate::machine::{Machine, Width};
+use crate::params::Params;
+use crate::vcpu::{Vcpu, hold};
+
+/// What a domain may ask for. The hypercall table is written in these terms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Privilege {
+    /// Dom0: owns the devices and controls the other domains.
+    Control,
+    /// An ordinary guest.
+    Guest,
+}
+
+/// How its event upcalls reach a domain's vCPUs when they set no vector of their own (HVM_PARAM_CALLBACK_IRQ).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Callback {
+    None,
+    /// A vector that is injected past the local APIC, without an EOI.
+    Vector(u8),
+    /// A GSI line.
+    Gsi(u8),
+}
+
+pub struct Domain<M: Machine> {
+    pub id: DomainId,
+    pub privilege: Privilege,
+    pub handle: [u8; 16],
+    pub vcpus: Vec<Vcpu<M>>,
+    pub p2m: P2m<M::Format>,
+    /// gfn = mfn for all of its RAM (see architecture.md, Dom0): a frame that it gives up stays its own.
+    pub one_to_one: bool,
+    pub shared_info: SharedPage,
+    pub events: EventChannels,
+    pub grants: GrantTable,
+    pub params: Params,
+    /// What XENMEM_memory_map answers.
+    pub memory_map: Vec<E820Entry>,
+    pub name: String,
+    /// Pages that it has, and that it may have.
+    pub pages: AtomicU64,
+    pub max_pages: AtomicU64,
+    callback: AtomicU32,
+    wide: AtomicU8,
+    /// VMASST_TYPE_* that it switched on.
+    pub vm_assist: AtomicU64,
+    shutdown: AtomicU32,
+    paused_for_good: AtomicBool,
+    pub machine: M::DomainState,
+}
+
+/// No shutdown so far.
+const RUNNING: u32 = u32::MAX;
+
+/// What a domain is made of; the rest starts empty.
+pub struct Parts<M: Machine> {
+    pub id: DomainId,
+    pub privilege: Privilege,
+    pub name: String,
+    pub vcpus: Vec<Vcpu<M>>,
+    pub p2m: P2m<M::Format>,
+    pub one_to_one: bool,
+    pub shared_info: SharedPage,
+    pub events: EventChannels,
+    pub grants: GrantTable,
+    pub memory_map: Vec<E820Entry>,
+    pub pages: u64,
+    pub max_pages: u64,
+    pub machine: M::DomainState,
+}
+
+impl<M: Machine> Domain<M> {
+    pub fn new(parts: Parts<M>) -> Self {
+        Domain {
+            id: parts.id,
+            privilege: parts.privilege,
+            handle: [0; 16],
+            vcpus: parts.vcpus,
+            p2m: parts.p2m,
+            one_to_one: parts.one_to_one,
+            shared_info: parts.shared_info,
+            events: parts.events,
+            grants: parts.grants,
+            params: Params::default(),
+            memory_map: parts.memory_map,
+            name: parts.name,
+            pages: AtomicU64::new(parts.pages),
+            max_pages: AtomicU64::new(parts.max_pages),
+            callback: AtomicU32::new(0),
+            wide: AtomicU8::new(1),
+            vm_assist: AtomicU64::new(0),
+            shutdown: AtomicU32::new(RUNNING),
+            paused_for_good: AtomicBool::new(false),
+            machine: parts.machine,
+        }
+    }
+
+    #[inline]
+    pub fn vcpu(&self, id: VcpuId) -> Option<&Vcpu<M>> {
+        self.vcpus.get(id.0 as usize)
+    }
+
+    pub fn is_control(&self) -> bool {
+        self.privilege == Privilege::Control
+    }
+
+    #[inline]
+    pub fn callback(&self) -> Callback {
+        let packed = self.callback.load(Ordering::Relaxed);
+        match packed >> 8 {
+            1 => Callback::Vector(packed as u8),
+            2 => Callback::Gsi(packed as u8),
+            _ => Callback::None,
+        }
+    }
+
+    pub fn set_callback(&self, callback: Callback) {
+        let packed = match callback {
+            Callback::None => 0,
+            Callback::Vector(vector) => 0x100 | u32::from(vector),
+            Callback::Gsi(gsi) => 0x200 | u32::from(gsi),
+        };
+        self.callback.store(packed, Ordering::Relaxed);
+    }
+
+    /// The layout of shared_info and vcpu_info, latched when the guest last set its hypercall page or its callback.
+    #[inline]
+    pub fn shared_width(&self) -> Width {
+        if self.wide.load(Ordering::Relaxed) != 0 { Width::Bits64 } else { Width::Bits32 }
+    }
+
+    pub fn latch_width(&self, width: Width) {
+        self.wide.store(u8::from(width == Width::Bits64), Ordering::Relaxed);
+    }
+
+    /// The reason of its shutdown (SHUTDOWN_*), if it has shut down.
+    pub fn shutdown_reason(&self) -> Option<u32> {
+        let reason = self.shutdown.load(Ordering::Acquire);
+        (reason != RUNNING).then_some(reason)
+    }
+
+    /// Notes the first reason to shut down and holds all of its vCPUs; true if this was the first.
+    pub fn begin_shutdown(&self, reason: u32) -> bool {
+        let first =
+            self.shutdown.compare_exchange(RUNNING, reason, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if first {
+            self.paused_for_good.store(true, Ordering::Release);
+            for vcpu in &self.vcpus {
+                vcpu.set_hold(hold::PAUSED);
+            }
+        }
+        first
+    }
+}

@@ -1,0 +1,207 @@
+//! Hypercalls: who calls, with what, and the table of all of them.
+
+use alloc::sync::Arc;
+use core::mem::size_of;
+
+use mm::addr::GuestPhys;
+use mm::guest::GuestMemory;
+use xen_abi::errno::Errno;
+use xen_abi::handle::GuestHandle;
+use xen_abi::numbers;
+use xen_abi::types::DomainId;
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+
+use crate::call;
+use crate::domain::Domain;
+use crate::machine::{Access, Machine, Width};
+use crate::system::System;
+use crate::vcpu::Vcpu;
+
+/// The vCPU that makes a hypercall, and everything it may reach by it.
+pub struct Caller<'a, M: Machine> {
+    pub system: &'a System<M>,
+    pub domain: &'a Arc<Domain<M>>,
+    pub vcpu: &'a Vcpu<M>,
+    pub context: &'a mut M::Context,
+    /// The width of its registers and of its argument structures.
+    pub width: Width,
+}
+
+/// The argument registers: rdi, rsi, rdx, r10, r8 (ebx, ecx, edx, esi, edi of a 32-bit caller).
+pub type Arguments = [u64; 5];
+
+/// What a hypercall comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// This value in rax.
+    Return(i64),
+    /// Its time is up: the same call is made again with these arguments once the vCPU may run.
+    Continue(Arguments),
+}
+
+impl From<Result<(), Errno>> for Outcome {
+    fn from(result: Result<(), Errno>) -> Outcome {
+        Outcome::Return(result.map_or_else(Errno::as_return, |()| 0))
+    }
+}
+
+impl From<Result<u64, Errno>> for Outcome {
+    fn from(result: Result<u64, Errno>) -> Outcome {
+        Outcome::Return(result.map_or_else(Errno::as_return, |value| value as i64))
+    }
+}
+
+impl From<Result<Outcome, Errno>> for Outcome {
+    fn from(result: Result<Outcome, Errno>) -> Outcome {
+        result.unwrap_or_else(|errno| Outcome::Return(errno.as_return()))
+    }
+}
+
+/// Bytes of one argument structure at most; bigger things go in pieces.
+const FRAME: u64 = mm::PAGE_SIZE as u64;
+
+impl<M: Machine> Caller<'_, M> {
+    /// Goes through `len` bytes of the guest's linear memory in pieces that each lie within one frame.
+    #[inline]
+    fn pieces(
+        &mut self,
+        linear: u64,
+        len: usize,
+        access: Access,
+        mut piece: impl FnMut(&GuestMemory<'_, M::Format>, GuestPhys, core::ops::Range<usize>) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let mut done = 0usize;
+        while done < len {
+            let at = linear.checked_add(done as u64).ok_or(Errno::EFAULT)?;
+            let room = FRAME.wrapping_sub(at % FRAME) as usize;
+            let count = room.min(len.wrapping_sub(done));
+            let physical = self.system.machine.translate(self.domain, self.context, at, access)?;
+            let memory = GuestMemory { p2m: &self.domain.p2m, memory: self.system.memory };
+            piece(&memory, physical, done..done.wrapping_add(count))?;
+            done = done.wrapping_add(count);
+        }
+        Ok(())
+    }
+
+    /// Copies bytes in from the caller's memory. EFAULT where it cannot be read.
+    #[inline]
+    pub fn read_bytes(&mut self, linear: u64, into: &mut [u8]) -> Result<(), Errno> {
+        self.pieces(linear, into.len(), Access::Read, |memory, physical, range| {
+            memory.copy_from(physical, into.get_mut(range).ok_or(Errno::EFAULT)?)
+        })
+    }
+
+    /// Copies bytes out to the caller's memory. EFAULT where it cannot be written.
+    #[inline]
+    pub fn write_bytes(&mut self, linear: u64, from: &[u8]) -> Result<(), Errno> {
+        self.pieces(linear, from.len(), Access::Write, |memory, physical, range| {
+            memory.copy_to(physical, from.get(range).ok_or(Errno::EFAULT)?)
+        })
+    }
+
+    /// One structure from the caller's memory.
+    #[inline]
+    pub fn read<T: FromBytes + IntoBytes>(&mut self, from: GuestHandle<T>) -> Result<T, Errno> {
+        let mut value = T::new_zeroed();
+        self.read_bytes(from.address(), value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// One structure to the caller's memory.
+    #[inline]
+    pub fn write<T: IntoBytes + Immutable>(&mut self, to: GuestHandle<T>, value: &T) -> Result<(), Errno> {
+        self.write_bytes(to.address(), value.as_bytes())
+    }
+
+    /// Element `index` of an array in the caller's memory.
+    #[inline]
+    pub fn read_at<T: FromBytes + IntoBytes>(&mut self, array: GuestHandle<T>, index: u64) -> Result<T, Errno> {
+        self.read(element(array, index)?)
+    }
+
+    #[inline]
+    pub fn write_at<T: IntoBytes + Immutable>(
+        &mut self,
+        array: GuestHandle<T>,
+        index: u64,
+        value: &T,
+    ) -> Result<(), Errno> {
+        self.write(element(array, index)?, value)
+    }
+
+    /// A handle to a `T` at an argument register's address.
+    #[inline]
+    pub fn handle<T>(&self, register: u64) -> GuestHandle<T> {
+        GuestHandle::new(match self.width {
+            Width::Bits64 => register,
+            Width::Bits32 => u64::from(register as u32),
+        })
+    }
+
+    /// The domain that an argument names: DOMID_SELF and the caller's own id are the caller; another domain only for a control domain.
+    /// ESRCH if there is none, EPERM if it is not the caller's to name.
+    pub fn target(&self, id: DomainId) -> Result<Arc<Domain<M>>, Errno> {
+        if id == DomainId::SELF || id == self.domain.id {
+            return Ok(self.domain.clone());
+        }
+        if !self.domain.is_control() {
+            return Err(Errno::EPERM);
+        }
+        self.system.domain(id).ok_or(Errno::ESRCH)
+    }
+
+    /// EPERM unless the caller controls the machine.
+    pub fn require_control(&self) -> Result<(), Errno> {
+        if self.domain.is_control() { Ok(()) } else { Err(Errno::EPERM) }
+    }
+}
+
+fn element<T>(array: GuestHandle<T>, index: u64) -> Result<GuestHandle<T>, Errno> {
+    let offset = index.checked_mul(size_of::<T>() as u64).ok_or(Errno::EFAULT)?;
+    array.address().checked_add(offset).map(GuestHandle::new).ok_or(Errno::EFAULT)
+}
+
+/// Who may make a hypercall at all; single operations may ask for more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    Anyone,
+    /// Only a domain that controls the machine.
+    Control,
+}
+
+macro_rules! hypercalls {
+    ($($number:ident => $who:ident, $handler:path;)*) => {
+        /// The table: number, who may call, and what answers. It is the security policy; a number that is not here is -ENOSYS.
+        #[inline]
+        pub fn dispatch<M: Machine>(caller: &mut Caller<'_, M>, number: u64, arguments: Arguments) -> Outcome {
+            match number {
+                $(numbers::$number => {
+                    if matches!(Who::$who, Who::Control) && !caller.domain.is_control() {
+                        return Outcome::Return(Errno::EPERM.as_return());
+                    }
+                    $handler(caller, arguments).into()
+                })*
+                _ => Outcome::Return(Errno::ENOSYS.as_return()),
+            }
+        }
+
+        /// Every hypercall that is answered: its name, its number and who may make it.
+        pub const TABLE: &[(&str, u64, Who)] = &[$((stringify!($number), numbers::$number, Who::$who)),*];
+    };
+}
+
+hypercalls! {
+    // number                => who,     handler
+    MEMORY_OP                => Anyone,  call::memory::op;
+    XEN_VERSION              => Anyone,  call::version::op;
+    CONSOLE_IO               => Control, call::console::op;
+    GRANT_TABLE_OP           => Anyone,  call::grant_table::op;
+    VM_ASSIST                => Anyone,  call::vm_assist::op;
+    VCPU_OP                  => Anyone,  call::vcpu::op;
+    SCHED_OP                 => Anyone,  call::sched::op;
+    EVENT_CHANNEL_OP         => Anyone,  call::event_channel::op;
+    PHYSDEV_OP               => Anyone,  call::physdev::op;
+    HVM_OP                   => Anyone,  call::hvm::op;
+    PLATFORM_OP              => Control, call::platform::op;
+    SYSCTL                   => Control, call::sysctl::op;
+}

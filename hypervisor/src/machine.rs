@@ -1,0 +1,154 @@
+//! What `hypervisor` needs of a machine. `arch-x86` implements it; [`crate::fake`] does so for tests.
+
+use core::fmt::Debug;
+
+use mm::addr::GuestPhys;
+use mm::table::PageFormat;
+use mm::Flush;
+use sched::Nanos;
+use xen_abi::errno::Errno;
+use xen_abi::types::VcpuId;
+
+use crate::domain::Domain;
+use crate::vcpu::Vcpu;
+
+/// What a hypercall argument is accessed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Read,
+    Write,
+}
+
+/// The width of a hypercall's caller: the layout of its arguments follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Width {
+    Bits32,
+    #[default]
+    Bits64,
+}
+
+/// What is to become of the machine, or why a domain stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PowerAction {
+    PowerOff,
+    Reboot,
+    /// Stop all CPUs and keep the screen as it is.
+    Halt,
+}
+
+/// How system time follows from the TSC, as `vcpu_time_info` of Xen's `xen.h` tells a guest:
+/// `system_time + ((tsc - tsc_timestamp) << tsc_shift) * tsc_to_system_mul >> 32` nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClockScale {
+    pub tsc_timestamp: u64,
+    pub system_time: Nanos,
+    pub tsc_to_system_mul: u32,
+    pub tsc_shift: i8,
+    /// The TSC runs at one rate on every CPU, so a guest may use it without asking again.
+    pub stable: bool,
+}
+
+/// A PCI function, as PHYSDEVOP names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PciFunction {
+    pub segment: u16,
+    pub bus: u8,
+    pub devfn: u8,
+}
+
+/// Physical devices as Dom0 may steer them by PHYSDEVOP and XENPF.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceRequest {
+    PciAdd(PciFunction),
+    PciRemove(PciFunction),
+    PciReset(PciFunction),
+    /// An ECAM window that ACPI reserves: base address, segment, first and last bus.
+    Ecam { base: u64, segment: u16, first_bus: u8, last_bus: u8 },
+    SetupGsi { gsi: u32, level: bool, active_low: bool },
+}
+
+/// A physical CPU as XENPF_get_cpuinfo tells of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PhysicalCpu {
+    pub highest: u32,
+    pub online: bool,
+    pub apic_id: u32,
+    pub acpi_id: u32,
+}
+
+/// The machine under the hypervisor.
+pub trait Machine: Sized + Send + Sync + 'static {
+    /// The nested page tables' format (a run-time choice inside one closed set).
+    type Format: PageFormat + Send + Sync + Debug;
+    /// A domain's virtual devices.
+    type DomainState: Send + Sync;
+    /// The part of a vCPU that other CPUs may touch: its local APIC's inbox, where it runs.
+    type VcpuState: Send + Sync;
+    /// The part of a vCPU that belongs to the CPU that runs it: registers and controls.
+    type Context;
+
+    /// System time: nanoseconds since boot, the same on every CPU.
+    fn now(&self) -> Nanos;
+
+    fn clock_scale(&self) -> ClockScale;
+
+    /// The TSC's rate in kHz.
+    fn tsc_khz(&self) -> u32;
+
+    /// Seconds and nanoseconds since 1970 at system time zero.
+    fn wallclock_at_boot(&self) -> (u64, u32);
+
+    /// Walks the running guest's own page tables: the guest-physical address behind `linear` for a supervisor access by the guest.
+    /// EFAULT where the guest itself would take a page fault.
+    fn translate(
+        &self,
+        domain: &Domain<Self>,
+        context: &mut Self::Context,
+        linear: u64,
+        access: Access,
+    ) -> Result<GuestPhys, Errno>;
+
+    /// The width of the code that made the hypercall.
+    fn width(&self, context: &mut Self::Context) -> Width;
+
+    /// `evtchn_upcall_pending` of this vCPU became 1: have it take its upcall as soon as it can, wherever it is.
+    fn upcall(&self, domain: &Domain<Self>, vcpu: &Vcpu<Self>);
+
+    /// The vCPU is runnable again (it may already be running).
+    fn wake(&self, domain: &Domain<Self>, vcpu: &Vcpu<Self>);
+
+    /// The vCPU's earliest deadline ([`Vcpu::next_deadline`]) may have changed.
+    fn timer_changed(&self, domain: &Domain<Self>, vcpu: &Vcpu<Self>);
+
+    /// The vCPU's upcall vector was set by HVMOP_set_evtchn_upcall_vector, or the domain's callback by HVM_PARAM_CALLBACK_IRQ.
+    fn yield_now(&self, domain: &Domain<Self>, vcpu: &Vcpu<Self>);
+
+    /// Brings a vCPU up (`true`) or takes it down, as VCPUOP_up and VCPUOP_down ask.
+    fn set_online(&self, domain: &Domain<Self>, vcpu: &Vcpu<Self>, online: bool) -> Result<(), Errno>;
+
+    /// Spends a flush: after it no CPU (and no device) holds a translation that was taken away.
+    fn flush(&self, domain: &Domain<Self>, flush: Flush);
+
+    /// The domain has shut down, crashed or wants to: stop its vCPUs. For the control domain the machine follows.
+    fn domain_stopped(&self, domain: &Domain<Self>, reason: u32);
+
+    fn console_write(&self, domain: &Domain<Self>, text: &[u8]);
+
+    /// Takes input for Dom0's console; the number of bytes taken.
+    fn console_read(&self, into: &mut [u8]) -> usize;
+
+    /// Copies the console ring from the index `from` on; the bytes copied and the index behind them (XEN_SYSCTL_readconsole).
+    fn console_ring(&self, from: u32, into: &mut [u8]) -> (usize, u32);
+
+    fn device(&self, domain: &Domain<Self>, request: DeviceRequest) -> Result<(), Errno>;
+
+    fn physical_cpu(&self, cpu: u32) -> Option<PhysicalCpu>;
+
+    /// The command line that the hypervisor was started with.
+    fn command_line(&self) -> &str;
+
+    /// Which of the domain's vCPUs runs with this local-APIC id, for HVMOP and tests of identity.
+    fn apic_id(&self, vcpu: VcpuId) -> u32 {
+        vcpu.0.wrapping_mul(2)
+    }
+}
