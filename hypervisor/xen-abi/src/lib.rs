@@ -7,14 +7,29 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod argument;
+pub mod console;
+pub mod domctl;
+pub mod elfnote;
 pub mod errno;
 pub mod event;
+pub mod features;
+pub mod grant;
 pub mod handle;
+pub mod hvm;
+pub mod hvm_save;
+pub mod memory;
+pub mod multicall;
 pub mod numbers;
+pub mod physdev;
+pub mod platform;
 pub mod sched;
+pub mod start_info;
+pub mod sysctl;
 pub mod types;
 pub mod vcpu;
 pub mod version;
+pub mod vm_assist;
 pub mod x86;
 
 pub use errno::{Errno, Result};
