@@ -98,6 +98,9 @@ pub trait Machine: Sized + Send + Sync + 'static {
     /// Seconds and nanoseconds since 1970 at system time zero.
     fn wallclock_at_boot(&self) -> (u64, u32);
 
+    /// It is `seconds` and `nanoseconds` since 1970 at system time `at`.
+    fn set_wallclock(&self, seconds: u64, nanoseconds: u32, at: Nanos);
+
     /// Walks the running guest's own page tables: the guest-physical address behind `linear` for a supervisor access by the guest.
     /// EFAULT where the guest itself would take a page fault.
     fn translate(

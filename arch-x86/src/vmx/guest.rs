@@ -1,0 +1,472 @@
+//! A vCPU under VMX: its VMCS, how it is set up, entered, and asked about.
+
+use mm::addr::Mfn;
+
+use super::caps::{Caps, EntryControls, Primary, Secondary};
+use super::entry::{self, Entered};
+use super::field::*;
+use super::vmcs::{self, Vmcs, VmxError, read, write};
+use super::{decode_exit, invept_if_changed};
+use crate::event::{Event, Pending, SoftwareKind};
+use crate::exit::Exit;
+use crate::regs::GuestRegs;
+use crate::segment::{Segment, SegmentAccess, SegmentRegister, StartState};
+
+/// CR0 bits that stay Corten's: NE is fixed by VMX, CD and NW are shadowed.
+const CR0_OWNED: u64 = cr0::NE | cr0::CD | cr0::NW;
+
+pub mod cr0 {
+    pub const PE: u64 = 1 << 0;
+    pub const TS: u64 = 1 << 3;
+    pub const NE: u64 = 1 << 5;
+    pub const WP: u64 = 1 << 16;
+    pub const NW: u64 = 1 << 29;
+    pub const CD: u64 = 1 << 30;
+    pub const PG: u64 = 1 << 31;
+}
+
+pub mod cr4 {
+    pub const PAE: u64 = 1 << 5;
+    pub const VMXE: u64 = 1 << 13;
+}
+
+pub mod efer {
+    pub const SCE: u64 = 1 << 0;
+    pub const LME: u64 = 1 << 8;
+    pub const LMA: u64 = 1 << 10;
+    pub const NXE: u64 = 1 << 11;
+}
+
+pub mod rflags {
+    pub const TF: u64 = 1 << 8;
+    pub const IF: u64 = 1 << 9;
+}
+
+/// Interruptibility (SDM Vol. 3, 25.4.2).
+const BLOCKED_BY_STI_OR_MOV_SS: u32 = 0b11;
+const BLOCKED_BY_NMI: u32 = 1 << 3;
+
+const EVENT_VALID: u32 = 1 << 31;
+const EVENT_HAS_ERROR: u32 = 1 << 11;
+
+/// The pages and numbers that a vCPU's VMCS refers to; they live as long as its domain.
+#[derive(Clone, Copy, Debug)]
+pub struct Resources {
+    pub vmcs: Mfn,
+    pub io_bitmaps: [Mfn; 2],
+    pub msr_bitmap: Mfn,
+    pub ept_root: Mfn,
+    /// Not zero, and this vCPU's alone.
+    pub vpid: u16,
+    /// CR4 bits that the guest may set.
+    pub cr4_allowed: u64,
+    /// The host's PAT, which guests start with the reset value of.
+    pub host_pat: u64,
+}
+
+/// Host state that differs from CPU to CPU.
+#[derive(Clone, Copy, Debug)]
+pub struct HostState {
+    pub cr0: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub efer: u64,
+    pub code: u16,
+    pub data: u16,
+    pub task: u16,
+    pub gs_base: u64,
+    pub task_base: u64,
+    pub gdt_base: u64,
+    pub idt_base: u64,
+}
+
+pub struct VmxVcpu {
+    vmcs: Vmcs,
+    caps: &'static Caps,
+    resources: Resources,
+    primary: u32,
+    flush_generation: u64,
+}
+
+/// EPT pointer: write-back tables, four levels (SDM Vol. 3, 25.6.11).
+pub fn ept_pointer(root: Mfn) -> u64 {
+    root.phys().0 | 3 << 3 | 6
+}
+
+impl VmxVcpu {
+    /// # Safety
+    /// `resources.vmcs` is a zeroed frame of this vCPU's own; the bitmaps are frames that outlive it. The CPU is in VMX root operation.
+    pub unsafe fn new(caps: &'static Caps, resources: Resources) -> VmxVcpu {
+        // SAFETY: by the caller's promise; `prepare_region` wrote the revision.
+        let vmcs = unsafe { Vmcs::new(resources.vmcs) };
+        VmxVcpu { vmcs, caps, resources, primary: caps.primary, flush_generation: 0 }
+    }
+
+    /// Makes this vCPU current on this CPU.
+    pub fn load(&mut self, host: &HostState) -> Result<(), VmxError> {
+        self.vmcs.load()?;
+        write(HOST_CR0, host.cr0);
+        write(HOST_CR3, host.cr3);
+        write(HOST_CR4, host.cr4);
+        write(HOST_EFER, host.efer);
+        write(HOST_PAT, self.resources.host_pat);
+        write(HOST_CS_SELECTOR, host.code);
+        for field in [HOST_SS_SELECTOR, HOST_DS_SELECTOR, HOST_ES_SELECTOR, HOST_FS_SELECTOR, HOST_GS_SELECTOR] {
+            write(field, host.data);
+        }
+        write(HOST_TR_SELECTOR, host.task);
+        write(HOST_FS_BASE, 0u64);
+        write(HOST_GS_BASE, host.gs_base);
+        write(HOST_TR_BASE, host.task_base);
+        write(HOST_GDTR_BASE, host.gdt_base);
+        write(HOST_IDTR_BASE, host.idt_base);
+        write(HOST_SYSENTER_CS, 0u32);
+        write(HOST_SYSENTER_ESP, 0u64);
+        write(HOST_SYSENTER_EIP, 0u64);
+        entry::point_host_at_exit();
+        Ok(())
+    }
+
+    /// Takes this vCPU off this CPU.
+    pub fn unload(&mut self) {
+        self.vmcs.release();
+    }
+
+    /// Controls and guest state of a vCPU that starts at `start`. It is current.
+    pub fn reset(&mut self, start: &StartState) {
+        let r = &self.resources;
+        self.primary = self.caps.primary;
+        write(PIN_CONTROLS, self.caps.pin);
+        write(PRIMARY_CONTROLS, self.primary);
+        write(SECONDARY_CONTROLS, self.caps.secondary);
+        write(EXIT_CONTROLS, self.caps.exit);
+        write(ENTRY_CONTROLS, self.caps.entry & !EntryControls::IA32E_MODE_GUEST.bits());
+        write(EXCEPTION_BITMAP, 1u32 << 18);
+        for field in [
+            PAGE_FAULT_MASK,
+            PAGE_FAULT_MATCH,
+            CR3_TARGET_COUNT,
+            EXIT_MSR_STORE_COUNT,
+            EXIT_MSR_LOAD_COUNT,
+            ENTRY_MSR_LOAD_COUNT,
+            ENTRY_EVENT,
+            TPR_THRESHOLD,
+            GUEST_INTERRUPTIBILITY,
+            GUEST_ACTIVITY,
+            GUEST_SYSENTER_CS,
+        ] {
+            write(field, 0u32);
+        }
+        if self.caps.has(Secondary::ENABLE_VPID) {
+            write(VPID, r.vpid);
+        }
+        if self.caps.has(Secondary::ENABLE_XSAVES) {
+            write(XSS_EXIT_BITMAP, u64::MAX);
+        }
+        write(IO_BITMAP_A, r.io_bitmaps[0].phys().0);
+        write(IO_BITMAP_B, r.io_bitmaps[1].phys().0);
+        write(MSR_BITMAP, r.msr_bitmap.phys().0);
+        write(TSC_OFFSET, 0u64);
+        write(EPT_POINTER, ept_pointer(r.ept_root));
+        write(VMCS_LINK_POINTER, u64::MAX);
+        write(GUEST_DEBUGCTL, 0u64);
+        // SDM Vol. 3, table 13-? : the PAT's value at reset.
+        write(GUEST_PAT, 0x0007_0406_0007_0406u64);
+        write(GUEST_EFER, 0u64);
+
+        write(CR0_GUEST_HOST_MASK, CR0_OWNED);
+        write(CR4_GUEST_HOST_MASK, !r.cr4_allowed);
+        self.set_cr0_raw(start.cr0);
+        write(CR4_READ_SHADOW, 0u64);
+        write(GUEST_CR4, self.caps.fix_cr4(0));
+        write(GUEST_CR3, 0u64);
+        write(GUEST_DR7, 0x400u64);
+        write(GUEST_RSP, 0u64);
+        write(GUEST_RIP, start.rip);
+        write(GUEST_RFLAGS, 2u64);
+        write(GUEST_PENDING_DEBUG, 0u64);
+        write(GUEST_SYSENTER_ESP, 0u64);
+        write(GUEST_SYSENTER_EIP, 0u64);
+        for register in SegmentRegister::ALL {
+            let segment = match register {
+                SegmentRegister::Cs => start.code,
+                SegmentRegister::Tr => start.task,
+                SegmentRegister::Ldtr => Segment { access: SegmentAccess::UNUSABLE, ..Segment::default() },
+                _ => start.data,
+            };
+            self.set_segment(register, segment);
+        }
+        write(GUEST_GDTR_BASE, 0u64);
+        write(GUEST_GDTR_LIMIT, 0xffffu32);
+        write(GUEST_IDTR_BASE, 0u64);
+        write(GUEST_IDTR_LIMIT, 0xffffu32);
+    }
+
+    /// Enters the guest and says why it came back. A pending event is injected.
+    #[inline]
+    pub fn run(&mut self, regs: &mut GuestRegs, pending: &mut Pending) -> Exit {
+        if let Some(event) = pending.take() {
+            self.inject(event);
+        }
+        invept_if_changed(&mut self.flush_generation, self.resources.ept_root);
+        // SAFETY: this vCPU is current (`load` came before), with host state of this CPU; the host has no use for floating point.
+        if unsafe { entry::enter(regs, self.vmcs.launched()) } == Entered::Refused {
+            return Exit::EntryFailed(read(INSTRUCTION_ERROR));
+        }
+        self.vmcs.set_launched();
+        let reason = read(EXIT_REASON);
+        let vectoring = read(VECTORING_EVENT);
+        if vectoring & EVENT_VALID != 0 {
+            redeliver(vectoring, pending);
+        }
+        decode_exit(reason)
+    }
+
+    // ---- events ----
+
+    fn inject(&mut self, event: Event) {
+        let (info, error, length) = match event {
+            Event::Interrupt(vector) => (u32::from(vector), None, 0),
+            Event::Nmi => (2 | 2 << 8, None, 0),
+            Event::Exception { vector, error } => (u32::from(vector) | 3 << 8, error, 0),
+            Event::Software { vector, kind, length, error } => {
+                let kind = match kind {
+                    SoftwareKind::Interrupt => 4,
+                    SoftwareKind::Privileged => 5,
+                    SoftwareKind::Exception => 6,
+                };
+                (u32::from(vector) | kind << 8, error, length)
+            }
+        };
+        let mut info = info | EVENT_VALID;
+        if let Some(error) = error {
+            // In real mode exceptions push no error code (SDM Vol. 3, 26.2.1.3).
+            if read(GUEST_CR0) & cr0::PE != 0 {
+                info |= EVENT_HAS_ERROR;
+                write(ENTRY_EVENT_ERROR, error);
+            }
+        }
+        if length != 0 {
+            write(ENTRY_INSTRUCTION_LENGTH, u32::from(length));
+        }
+        write(ENTRY_EVENT, info);
+    }
+
+    /// The guest would take an external interrupt now.
+    #[inline]
+    pub fn interruptible(&self) -> bool {
+        read(GUEST_RFLAGS) & rflags::IF != 0 && read(GUEST_INTERRUPTIBILITY) & BLOCKED_BY_STI_OR_MOV_SS == 0
+    }
+
+    #[inline]
+    pub fn interrupts_enabled(&self) -> bool {
+        read(GUEST_RFLAGS) & rflags::IF != 0
+    }
+
+    /// The guest would take an NMI now.
+    pub fn accepts_nmi(&self) -> bool {
+        read(GUEST_INTERRUPTIBILITY) & (BLOCKED_BY_STI_OR_MOV_SS | BLOCKED_BY_NMI) == 0
+    }
+
+    /// Asks for an exit as soon as the guest can take an interrupt, or takes that back.
+    #[inline]
+    pub fn set_interrupt_window(&mut self, open: bool) {
+        self.set_primary(Primary::INTERRUPT_WINDOW_EXITING, open);
+    }
+
+    pub fn set_nmi_window(&mut self, open: bool) {
+        self.set_primary(Primary::NMI_WINDOW_EXITING, open);
+    }
+
+    #[inline]
+    fn set_primary(&mut self, control: Primary, on: bool) {
+        let wanted = if on { self.primary | control.bits() } else { self.primary & !control.bits() };
+        if wanted != self.primary {
+            self.primary = wanted;
+            write(PRIMARY_CONTROLS, wanted);
+        }
+    }
+
+    // ---- registers ----
+
+    #[inline]
+    pub fn rip(&self) -> u64 {
+        read(GUEST_RIP)
+    }
+
+    /// Moves on behind the instruction that exited: the one place where RIP advances, with the shadows of STI and MOV SS gone and
+    /// a single-step trap noted.
+    #[inline]
+    pub fn advance(&mut self) {
+        self.advance_by(u64::from(read(EXIT_INSTRUCTION_LENGTH)));
+    }
+
+    pub fn advance_by(&mut self, length: u64) {
+        write(GUEST_RIP, read(GUEST_RIP).wrapping_add(length));
+        let interruptibility = read(GUEST_INTERRUPTIBILITY);
+        if interruptibility & BLOCKED_BY_STI_OR_MOV_SS != 0 {
+            write(GUEST_INTERRUPTIBILITY, interruptibility & !BLOCKED_BY_STI_OR_MOV_SS);
+        }
+        if read(GUEST_RFLAGS) & rflags::TF != 0 {
+            write(GUEST_PENDING_DEBUG, read(GUEST_PENDING_DEBUG) | 1 << 14 | 1 << 12);
+        }
+    }
+
+    pub fn rflags(&self) -> u64 {
+        read(GUEST_RFLAGS)
+    }
+
+    pub fn set_rflags(&mut self, value: u64) {
+        write(GUEST_RFLAGS, value | 2);
+    }
+
+    pub fn rsp(&self) -> u64 {
+        read(GUEST_RSP)
+    }
+
+    pub fn set_rsp(&mut self, value: u64) {
+        write(GUEST_RSP, value);
+    }
+
+    /// CR0 as the guest sees it.
+    #[inline]
+    pub fn cr0(&self) -> u64 {
+        (read(GUEST_CR0) & !CR0_OWNED) | (read(CR0_READ_SHADOW) & CR0_OWNED)
+    }
+
+    #[inline]
+    pub fn cr3(&self) -> u64 {
+        read(GUEST_CR3)
+    }
+
+    #[inline]
+    pub fn cr4(&self) -> u64 {
+        read(GUEST_CR4) & !cr4::VMXE
+    }
+
+    #[inline]
+    pub fn efer(&self) -> u64 {
+        read(GUEST_EFER)
+    }
+
+    fn set_cr0_raw(&mut self, value: u64) {
+        write(CR0_READ_SHADOW, value);
+        write(GUEST_CR0, self.caps.fix_guest_cr0(value & !(cr0::CD | cr0::NW)));
+    }
+
+    /// Gives the guest a CR0 that was checked before; the mode follows (SDM Vol. 3, 26.3.1.1: EFER.LMA and "IA-32e mode guest" agree).
+    pub fn set_cr0(&mut self, value: u64) {
+        let paging = value & cr0::PG != 0;
+        let efer = self.efer();
+        let long = paging && efer & efer::LME != 0;
+        self.set_efer_raw(if long { efer | efer::LMA } else { efer & !efer::LMA });
+        self.set_cr0_raw(value);
+    }
+
+    pub fn set_cr3(&mut self, value: u64) {
+        write(GUEST_CR3, value);
+    }
+
+    pub fn set_cr4(&mut self, value: u64) {
+        write(CR4_READ_SHADOW, value);
+        write(GUEST_CR4, self.caps.fix_cr4(value));
+    }
+
+    fn set_efer_raw(&mut self, value: u64) {
+        write(GUEST_EFER, value);
+        let entry = self.caps.entry & !EntryControls::IA32E_MODE_GUEST.bits();
+        let long = if value & efer::LMA != 0 { EntryControls::IA32E_MODE_GUEST.bits() } else { 0 };
+        write(ENTRY_CONTROLS, entry | long);
+    }
+
+    /// Sets EFER; LMA stays what the mode says.
+    pub fn set_efer(&mut self, value: u64) {
+        let lma = self.efer() & efer::LMA;
+        self.set_efer_raw((value & !efer::LMA) | lma);
+    }
+
+    /// The four page-directory pointers of PAE paging, which the CPU keeps.
+    pub fn set_pdptes(&mut self, values: [u64; 4]) {
+        for (field, value) in [GUEST_PDPTE_0, GUEST_PDPTE_1, GUEST_PDPTE_2, GUEST_PDPTE_3].into_iter().zip(values) {
+            write(field, value);
+        }
+    }
+
+    pub fn pat(&self) -> u64 {
+        read(GUEST_PAT)
+    }
+
+    pub fn set_pat(&mut self, value: u64) {
+        write(GUEST_PAT, value);
+    }
+
+    pub fn segment(&self, register: SegmentRegister) -> Segment {
+        let fields = segment(register as u8);
+        Segment {
+            selector: read(fields.selector),
+            base: read(fields.base),
+            limit: read(fields.limit),
+            access: SegmentAccess(read(fields.access)),
+        }
+    }
+
+    pub fn set_segment(&mut self, register: SegmentRegister, value: Segment) {
+        let fields = segment(register as u8);
+        write(fields.selector, value.selector);
+        write(fields.base, value.base);
+        write(fields.limit, value.limit);
+        write(fields.access, value.access.0);
+    }
+
+    /// The privilege level: SS's, even in real mode and with an unusable SS.
+    #[inline]
+    pub fn privilege(&self) -> u8 {
+        SegmentAccess(read(GUEST_SS_ACCESS)).privilege()
+    }
+
+    /// The guest executes 64-bit code.
+    #[inline]
+    pub fn in_64_bit_mode(&self) -> bool {
+        SegmentAccess(read(GUEST_CS_ACCESS)).long() && self.efer() & efer::LMA != 0
+    }
+
+    pub fn instruction_length(&self) -> u8 {
+        read(EXIT_INSTRUCTION_LENGTH) as u8
+    }
+}
+
+/// An event whose delivery the exit interrupted comes again (SDM Vol. 3, 28.2.4).
+#[cold]
+fn redeliver(vectoring: u32, pending: &mut Pending) {
+    let vector = vectoring as u8;
+    let error = (vectoring & EVENT_HAS_ERROR != 0).then(|| read(VECTORING_EVENT_ERROR));
+    let length = read(EXIT_INSTRUCTION_LENGTH) as u8;
+    let software = |kind| Event::Software { vector, kind, length, error };
+    let event = match vectoring >> 8 & 7 {
+        0 => Event::Interrupt(vector),
+        2 => {
+            // The NMI is to be injected again: the blocking that its first delivery set would refuse it.
+            write(GUEST_INTERRUPTIBILITY, read(GUEST_INTERRUPTIBILITY) & !BLOCKED_BY_NMI);
+            Event::Nmi
+        }
+        4 => software(SoftwareKind::Interrupt),
+        5 => software(SoftwareKind::Privileged),
+        6 => software(SoftwareKind::Exception),
+        _ => Event::Exception { vector, error },
+    };
+    pending.redeliver(event);
+}
+
+/// Writes the VMX revision into a zeroed frame, which makes it a VMCS or VMXON region.
+pub fn prepare_region(memory: &mm::Memory, frame: Mfn, caps: &Caps) {
+    let _ = memory.window().write_u32(frame.phys(), caps.revision);
+}
+
+/// The VMCS's state in words, for a domain that crashes or an entry that fails. The vCPU is current.
+pub fn dump() {
+    for (name, encoding) in ALL {
+        if let Some(value) = vmcs::read_raw(*encoding) {
+            log::error!(target: "vmx", "{name:<28} {value:#018x}");
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Intel's VMX: everything that knows a VMCS is in here. What comes out is a neutral [`Exit`], what goes in a neutral event.
+
+pub mod caps;
+pub mod entry;
+pub mod ept;
+pub mod field;
+pub mod guest;
+pub mod vmcs;
+
+mod exit;
+mod flush;
+
+pub use exit::decode_exit;
+pub use flush::{flush_all, invept_if_changed};
