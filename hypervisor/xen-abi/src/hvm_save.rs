@@ -183,7 +183,7 @@ pub struct Vioapic {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Lapic {
     pub apic_base_msr: u64,
-    /// Bit 0: by software, bit 1: by the base MSR.
+    /// Bit 0: by the base MSR, bit 1: by software.
     pub disabled: u32,
     pub timer_divisor: u32,
     pub tdt_msr: u64,

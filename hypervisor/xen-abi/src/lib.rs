@@ -2,12 +2,13 @@
 //!
 //! One module a public header. Names are the headers' own, without the prefix that the module already says, and constants in
 //! capitals. Every structure has `repr(C)`, explicit padding and a layout asserted at compile time against what a C compiler
-//! says of the headers ([`layout`]), and goes in and out of bytes with `zerocopy`. Guests link this crate as well.
+//! says of the headers (`layout.rs`), and goes in and out of bytes with `zerocopy`. Guests link this crate as well.
 
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 pub mod argument;
+pub mod compat;
 pub mod console;
 pub mod domctl;
 pub mod elfnote;
@@ -18,6 +19,7 @@ pub mod grant;
 pub mod handle;
 pub mod hvm;
 pub mod hvm_save;
+mod layout;
 pub mod memory;
 pub mod multicall;
 pub mod numbers;

@@ -115,7 +115,7 @@ pub struct PlatformQuirk {
     pub quirk_id: u32,
 }
 
-/// The head of `XENPF_efi_runtime_call`; the call's own arguments are the 72 bytes after it.
+/// `XENPF_efi_runtime_call`; `u` by function.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct EfiRuntimeCall {
@@ -124,7 +124,7 @@ pub struct EfiRuntimeCall {
     pub misc: u32,
     /// Out.
     pub status: u64,
-    pub u: [u64; 6],
+    pub u: [u64; 5],
 }
 pub const XEN_EFI_GET_TIME: u32 = 1;
 pub const XEN_EFI_SET_TIME: u32 = 2;
@@ -224,7 +224,7 @@ pub struct ChangeFreq {
     pub freq: u64,
 }
 
-/// The head of `XENPF_set_processor_pminfo`; the rest by type.
+/// `XENPF_set_processor_pminfo`; `u` by type.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct SetProcessorPminfo {
@@ -232,7 +232,7 @@ pub struct SetProcessorPminfo {
     pub id: u32,
     /// `XEN_PM_*`.
     pub r#type: u32,
-    pub u: [u64; 15],
+    pub u: [u64; 13],
 }
 pub const XEN_PM_CX: u32 = 0;
 pub const XEN_PM_PX: u32 = 1;

@@ -194,7 +194,7 @@ pub const XEN_SYSCTL_CPU_HOTPLUG_SMT_DISABLE: u32 = 3;
 pub struct PmOp {
     pub cmd: u32,
     pub cpuid: u32,
-    pub u: [u64; 14],
+    pub u: [u64; 15],
 }
 
 /// `XEN_SYSCTL_cputopoinfo`.
