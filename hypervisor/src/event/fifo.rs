@@ -1,0 +1,267 @@
+//! The FIFO ABI: an event word for each port in pages that the guest gives, and for each vCPU a control block with the heads of
+//! sixteen queues, one a priority. A queue is a list of ports linked through their event words.
+//!
+//! The guest consumes from the head by itself; only the hypervisor appends. It remembers each queue's last port on its own
+//! side, and never reads a link. So whatever the guest writes into its words or its control block, every operation here ends
+//! after a bounded number of steps and the only events that can get lost are that guest's.
+//!
+//! An event word has its PENDING bit set first. If it was then neither masked nor linked, the port has to be linked, and
+//! whoever sets LINKED does so. A guest that unmasks or unlinks a port looks at PENDING afterwards, so no event falls between.
+
+use alloc::vec::Vec;
+use core::mem::{offset_of, size_of};
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use mm::SharedPage;
+use spin::Once;
+use spin::mutex::{SpinMutex, SpinMutexGuard};
+use xen_abi::errno::Errno;
+use xen_abi::event as abi;
+use xen_abi::types::{Port, VcpuId};
+
+use super::Raised;
+use super::ports::{NO_QUEUE, Slot};
+use crate::area::Area;
+
+const PENDING: u32 = 1 << abi::EVTCHN_FIFO_PENDING;
+const MASKED: u32 = 1 << abi::EVTCHN_FIFO_MASKED;
+const LINKED: u32 = 1 << abi::EVTCHN_FIFO_LINKED;
+const BUSY: u32 = 1 << abi::EVTCHN_FIFO_BUSY;
+const LINK: u32 = abi::EVTCHN_FIFO_LINK_MASK;
+
+const PRIORITIES: usize = abi::EVTCHN_FIFO_MAX_QUEUES as usize;
+
+/// Ports of the ABI.
+pub const PORTS: u32 = abi::EVTCHN_FIFO_NR_CHANNELS;
+/// Bytes of a vCPU's control block.
+pub const CONTROL_SIZE: usize = size_of::<abi::FifoControlBlock>();
+
+/// How often appending is tried before the guest is asked, by BUSY, to leave the word alone; and how often after that.
+const TRIES: u32 = 4;
+const BUSY_TRIES: u32 = 64;
+
+/// What a domain that uses the FIFO ABI has: its event words and its vCPUs' queues. Pages and control blocks are added and stay.
+pub struct Fifo {
+    words: Vec<Once<SharedPage>>,
+    vcpus: Vec<Queues>,
+}
+
+/// A vCPU's queues.
+struct Queues {
+    control: Once<Area>,
+    /// The last port that was linked into each queue, or 0. The guest may have taken it out since: then its word is not LINKED.
+    tails: [SpinMutex<u32>; PRIORITIES],
+}
+
+/// Names a queue of a domain: vCPU and priority. Locks of two queues are taken in this order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct QueueId(u32);
+
+impl QueueId {
+    #[inline]
+    const fn new(vcpu: VcpuId, priority: u32) -> QueueId {
+        QueueId(vcpu.0.wrapping_mul(PRIORITIES as u32).wrapping_add(priority))
+    }
+}
+
+impl Fifo {
+    /// ENOMEM where memory is short.
+    pub fn new(vcpus: usize) -> Result<Fifo, Errno> {
+        let mut fifo = Fifo { words: Vec::new(), vcpus: Vec::new() };
+        let pages = abi::EVTCHN_FIFO_MAX_ARRAY_PAGES as usize;
+        fifo.words.try_reserve_exact(pages).map_err(|_| Errno::ENOMEM)?;
+        fifo.words.resize_with(pages, Once::new);
+        fifo.vcpus.try_reserve_exact(vcpus).map_err(|_| Errno::ENOMEM)?;
+        fifo.vcpus
+            .resize_with(vcpus, || Queues { control: Once::new(), tails: [const { SpinMutex::new(0) }; PRIORITIES] });
+        Ok(fifo)
+    }
+
+    /// Gives a vCPU its control block. ENOENT if there is no such vCPU, EINVAL if it has one.
+    pub fn add_control(&self, vcpu: VcpuId, block: Area) -> Result<(), Errno> {
+        let queues = self.vcpus.get(vcpu.0 as usize).ok_or(Errno::ENOENT)?;
+        let mut block = Some(block);
+        queues.control.try_call_once(|| block.take().ok_or(Errno::EINVAL))?;
+        // Not taken: there was one already.
+        if block.is_none() { Ok(()) } else { Err(Errno::EINVAL) }
+    }
+
+    /// Adds the next page of event words and answers which ports are in it. ENOSPC if every port has its word. Callers hold the
+    /// domain's lock.
+    pub fn add_words(&self, page: SharedPage) -> Result<core::ops::Range<u32>, Errno> {
+        let next = self.words.iter().position(|words| !words.is_completed()).ok_or(Errno::ENOSPC)?;
+        self.words.get(next).ok_or(Errno::ENOSPC)?.call_once(|| page);
+        let first = (next as u32).wrapping_mul(abi::EVTCHN_FIFO_WORDS_PER_PAGE);
+        Ok(first..first.wrapping_add(abi::EVTCHN_FIFO_WORDS_PER_PAGE))
+    }
+
+    #[inline]
+    fn word(&self, port: Port) -> Option<&AtomicU32> {
+        let page = self.words.get((port.0 / abi::EVTCHN_FIFO_WORDS_PER_PAGE) as usize)?.get()?;
+        let place = (port.0 % abi::EVTCHN_FIFO_WORDS_PER_PAGE).wrapping_mul(size_of::<u32>() as u32);
+        page.atomic_u32(place as usize)
+    }
+
+    /// Makes a port's event pending.
+    #[inline]
+    pub fn raise(&self, port: Port, slot: &Slot) -> Raised {
+        let Some(word) = self.word(port) else { return self.raise_without_word(port, slot) };
+        self.raise_in(word, port, slot)
+    }
+
+    #[inline]
+    fn raise_in(&self, word: &AtomicU32, port: Port, slot: &Slot) -> Raised {
+        let before = word.fetch_or(PENDING, Ordering::SeqCst);
+        let notify = if before & (MASKED | LINKED) == 0 { self.link(word, port, slot) } else { None };
+        Raised { newly: before & PENDING == 0, notify }
+    }
+
+    /// Keeps the event until the guest has added the page that the port's word is in.
+    #[cold]
+    fn raise_without_word(&self, port: Port, slot: &Slot) -> Raised {
+        let newly = !slot.early.swap(true, Ordering::SeqCst);
+        // The page may have come just now. Whoever takes the event off the slot delivers it: this call, or the adding of the page.
+        match self.word(port) {
+            Some(word) if slot.early.swap(false, Ordering::SeqCst) => self.raise_in(word, port, slot),
+            _ => Raised { newly, notify: None },
+        }
+    }
+
+    /// Delivers what was kept for a port, after a page or a control block came.
+    pub fn raise_early(&self, port: Port, slot: &Slot) -> Raised {
+        if slot.early.swap(false, Ordering::SeqCst) { self.raise(port, slot) } else { Raised::NOTHING }
+    }
+
+    /// Clears a port's mask; the vCPU to notify if that lets a pending event through.
+    pub fn unmask(&self, port: Port, slot: &Slot) -> Option<VcpuId> {
+        let word = self.word(port)?;
+        let before = word.fetch_and(!MASKED, Ordering::SeqCst);
+        if before & (PENDING | LINKED) == PENDING { self.link(word, port, slot) } else { None }
+    }
+
+    pub fn is_pending(&self, port: Port, slot: &Slot) -> bool {
+        slot.early.load(Ordering::SeqCst)
+            || self.word(port).is_some_and(|word| word.load(Ordering::SeqCst) & PENDING != 0)
+    }
+
+    pub fn clear_pending(&self, port: Port) {
+        if let Some(word) = self.word(port) {
+            word.fetch_and(!PENDING, Ordering::SeqCst);
+        }
+    }
+
+    /// A port that the guest has not taken out of its queue yet cannot be used anew.
+    pub fn is_linked(&self, port: Port) -> bool {
+        self.word(port).is_some_and(|word| word.load(Ordering::SeqCst) & LINKED != 0)
+    }
+
+    #[inline]
+    fn tail(&self, queue: QueueId) -> Option<SpinMutexGuard<'_, u32>> {
+        let queues = self.vcpus.get(queue.0 as usize / PRIORITIES)?;
+        Some(queues.tails.get(queue.0 as usize % PRIORITIES)?.lock())
+    }
+
+    /// Appends a port to the queue of its vCPU and priority, unless it is in a queue; the vCPU to notify, if it does not know that the
+    /// queue has events.
+    #[inline]
+    fn link(&self, word: &AtomicU32, port: Port, slot: &Slot) -> Option<VcpuId> {
+        let state = slot.state();
+        let (vcpu, priority) = (state.vcpu(), state.priority());
+        let Some(control) = self.vcpus.get(vcpu.0 as usize)?.control.get() else {
+            return self.link_without_control(vcpu, word, port, slot);
+        };
+        let (head, ready) = fields(control, priority)?;
+        {
+            let queue = QueueId::new(vcpu, priority);
+            let last = slot.last_queue.load(Ordering::SeqCst);
+            let (mut tail, moved_from) = self.lock_queues(queue, QueueId(last))?;
+            // Another CPU linked it meanwhile. It did so after this event became pending, so the guest will see the event.
+            if slot.last_queue.load(Ordering::SeqCst) != last || word.fetch_or(LINKED, Ordering::SeqCst) & LINKED != 0 {
+                return None;
+            }
+            // If the port was the last one of a queue, then that queue is empty: the port is not LINKED. It must not be remembered
+            // there, or the next port would be appended to the wrong queue behind it.
+            match moved_from {
+                Some(mut old) => forget(&mut old, port),
+                None => forget(&mut tail, port),
+            }
+            slot.last_queue.store(queue.0, Ordering::SeqCst);
+            let before = core::mem::replace(&mut *tail, port.0);
+            if before != 0 && self.word(Port(before)).is_some_and(|last| append(last, port)) {
+                return None;
+            }
+            head.store(port.0, Ordering::Release);
+        }
+        let bit = 1u32.wrapping_shl(priority);
+        (ready.fetch_or(bit, Ordering::SeqCst) & bit == 0).then_some(vcpu)
+    }
+
+    /// The event stays pending in its word, and is kept until the vCPU has a control block.
+    #[cold]
+    fn link_without_control(&self, vcpu: VcpuId, word: &AtomicU32, port: Port, slot: &Slot) -> Option<VcpuId> {
+        slot.early.store(true, Ordering::SeqCst);
+        // It may have come just now. As that happens once a vCPU, this does not go on for ever even if the port is moved about.
+        let came = self.vcpus.get(vcpu.0 as usize)?.control.is_completed();
+        if came && slot.early.swap(false, Ordering::SeqCst) { self.link(word, port, slot) } else { None }
+    }
+
+    /// The queue to link into, and the one that the port was in last if that is another.
+    #[inline]
+    fn lock_queues(
+        &self,
+        queue: QueueId,
+        last: QueueId,
+    ) -> Option<(SpinMutexGuard<'_, u32>, Option<SpinMutexGuard<'_, u32>>)> {
+        if last == queue || last.0 == NO_QUEUE {
+            return Some((self.tail(queue)?, None));
+        }
+        if queue < last {
+            let tail = self.tail(queue)?;
+            Some((tail, Some(self.tail(last)?)))
+        } else {
+            let old = self.tail(last)?;
+            Some((self.tail(queue)?, Some(old)))
+        }
+    }
+}
+
+#[inline]
+fn forget(tail: &mut u32, port: Port) {
+    if *tail == port.0 {
+        *tail = 0;
+    }
+}
+
+/// A queue's head and its vCPU's ready bits.
+#[inline]
+fn fields(control: &Area, priority: u32) -> Option<(&AtomicU32, &AtomicU32)> {
+    let head =
+        offset_of!(abi::FifoControlBlock, head).wrapping_add((priority as usize).wrapping_mul(size_of::<Port>()));
+    Some((control.atomic_u32(head)?, control.atomic_u32(offset_of!(abi::FifoControlBlock, ready))?))
+}
+
+/// Makes `port` what follows the port of `last`, if that is still in its queue. The guest changes the word at the same time; one that
+/// does so for ever is told that the queue was empty, and loses what it had in there.
+#[inline]
+fn append(last: &AtomicU32, port: Port) -> bool {
+    let mut seen = last.load(Ordering::SeqCst);
+    let mut busy = false;
+    for attempt in 0..TRIES.wrapping_add(BUSY_TRIES) {
+        if attempt == TRIES {
+            busy = true;
+            seen = last.fetch_or(BUSY, Ordering::SeqCst) | BUSY;
+        }
+        if seen & LINKED == 0 {
+            break;
+        }
+        let next = (seen & !(LINK | BUSY)) | port.0;
+        match last.compare_exchange(seen, next, Ordering::SeqCst, Ordering::SeqCst) {
+            Ok(_) => return true,
+            Err(now) => seen = now,
+        }
+    }
+    if busy {
+        last.fetch_and(!BUSY, Ordering::SeqCst);
+    }
+    false
+}
