@@ -1,1 +1,26 @@
-fn main() {}
+//! Everything a person runs on Corten: build, image, run, test, bench, lint.
+
+mod build;
+mod cli;
+mod console;
+mod cpio;
+mod dom0;
+mod engine;
+mod image;
+mod once;
+mod packages;
+mod paths;
+mod progress;
+mod run;
+
+use clap::Parser;
+
+fn main() -> std::process::ExitCode {
+    match cli::Cli::parse().dispatch() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

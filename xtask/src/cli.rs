@@ -1,0 +1,104 @@
+//! The command line.
+
+use crate::engine::{Choice, Options};
+use crate::{build, image, once, run};
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Builds, runs and tests Corten", disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build target/corten/corten (the multiboot2 ELF) and corten.gz
+    Build,
+    /// Make target/corten/corten.iso, which BIOS and UEFI boot from CD or USB stick
+    Image(Boot),
+    /// Boot Corten with a small Debian Dom0 and put Dom0's console in this terminal (Ctrl-A x leaves)
+    Run(RunArgs),
+    /// Boot once without a terminal: the whole console goes to standard output, the logs to target/once
+    BootOnce(OnceArgs),
+}
+
+/// What GRUB loads.
+#[derive(Args, Clone, Default)]
+pub struct Boot {
+    /// Dom0's kernel (default: that of Debian 13's linux-image-amd64)
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Dom0's initramfs (default: busybox; with --kernel none)
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Arguments added to Dom0's command line
+    #[arg(long, value_name = "ARGS", allow_hyphen_values = true, default_value = "")]
+    pub dom0_args: String,
+    /// Arguments added to Corten's command line
+    #[arg(long, value_name = "ARGS", allow_hyphen_values = true, default_value = "")]
+    pub corten_args: String,
+    /// Debian release that Dom0's kernel and modules come from
+    #[arg(long, value_name = "SUITE", default_value = "trixie")]
+    pub suite: String,
+    /// Boot Debian's Xen 4.20 in Corten's place, or a hypervisor image of your own
+    #[arg(long, value_name = "corten|xen|FILE", default_value = "corten")]
+    pub hypervisor: String,
+}
+
+/// The machine that is emulated.
+#[derive(Args, Clone)]
+pub struct MachineArgs {
+    /// bochs (VMX), qemu (SVM, emulated), kvm (nested); default: the best at hand
+    #[arg(long, value_enum)]
+    pub engine: Option<Choice>,
+    /// RAM of the machine in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    pub memory: u32,
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub cpus: u32,
+    /// Raw disk image for the machine's first disk
+    #[arg(long, value_name = "FILE")]
+    pub disk: Option<PathBuf>,
+    /// A gdb stub where the engine has one (QEMU: port 1234, stopped until gdb says continue)
+    #[arg(long)]
+    pub debug: bool,
+    #[command(flatten)]
+    pub options: Options,
+}
+
+#[derive(Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub boot: Boot,
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
+#[derive(Args)]
+pub struct OnceArgs {
+    #[command(flatten)]
+    pub boot: Boot,
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// Stop the engine after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub limit: u64,
+    /// Stop the engine, successfully, once the console says this
+    #[arg(long, value_name = "TEXT")]
+    pub until: Option<String>,
+}
+
+impl Cli {
+    pub fn dispatch(self) -> Result<ExitCode> {
+        match self.command {
+            Command::Build => build::build().map(|_| ExitCode::SUCCESS),
+            Command::Image(boot) => image::command(&boot).map(|_| ExitCode::SUCCESS),
+            Command::Run(args) => run::command(&args),
+            Command::BootOnce(args) => once::command(&args),
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! The small Dom0: a stock Debian kernel, and an initramfs of busybox, a few of that kernel's modules and our scripts.
+
+use crate::cpio::Archive;
+use crate::packages::{self, Suite};
+use crate::{paths, progress};
+use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use xshell::{Shell, cmd};
+
+/// Dom0's command line: Xen's console, which Corten puts on its own.
+pub const KERNEL_ARGS: &str = "console=hvc0";
+
+/// Modules for the disks, networks and file systems of Bochs and QEMU; what they depend on comes along.
+const MODULES: &[&str] = &[
+    "ata_piix", "ata_generic", "ahci", "sd_mod", "sr_mod", "nvme", "virtio_pci", "virtio_blk", "virtio_net", "e1000",
+    "e1000e", "ne2k_pci", "ext4", "crc32c_generic", "af_packet",
+];
+/// Where they are in the kernel's package: unpacking all of it would take a minute and half a gigabyte.
+const MODULE_FOLDERS: &[&str] = &[
+    "drivers/ata", "drivers/scsi", "drivers/cdrom", "drivers/nvme", "drivers/virtio", "drivers/block",
+    "drivers/net/ethernet/intel", "drivers/net/ethernet/8390", "drivers/net/mii.ko*", "drivers/net/virtio_net.ko*",
+    "drivers/net/net_failover.ko*", "net/core", "net/packet", "drivers/ptp", "drivers/pps", "fs/ext4", "fs/jbd2",
+    "fs/mbcache.ko*", "crypto", "lib", "arch/x86/crypto", "drivers/usb/common", "block",
+];
+
+/// A kernel and what goes with it.
+pub struct Dom0 {
+    pub kernel: PathBuf,
+    tree: PathBuf,
+    suite: String,
+}
+
+impl Dom0 {
+    /// The kernel that the suite's `linux-image-amd64` stands for, byte for byte as packaged.
+    pub fn fetch(suite: &str) -> Result<Dom0> {
+        let tree = packages::cached(&format!("linux-{suite}"), |dir| {
+            let from = Suite::new(suite)?;
+            let package = from.stands_for("linux-image-amd64")?;
+            let mut patterns = vec!["./boot/*".to_string()];
+            for top in ["./lib/modules/*", "./usr/lib/modules/*"] {
+                patterns.extend(MODULE_FOLDERS.iter().map(|folder| format!("{top}/kernel/{folder}")));
+                patterns.push(format!("{top}/modules.builtin"));
+            }
+            let patterns: Vec<&str> = patterns.iter().map(String::as_str).collect();
+            from.unpack(&package, &patterns, dir)
+        })?;
+        let kernel = std::fs::read_dir(tree.join("boot"))?
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))
+            .with_context(|| format!("no kernel in {}; remove it to fetch it again", tree.display()))?;
+        Ok(Dom0 { kernel, tree, suite: suite.to_string() })
+    }
+
+    /// The initramfs with modules for disks and networks.
+    pub fn initramfs(&self) -> Result<PathBuf> {
+        self.assemble("initramfs", MODULES)
+    }
+
+    /// Busybox and the scripts alone: what a boot is measured with.
+    pub fn small_initramfs(&self) -> Result<PathBuf> {
+        self.assemble("busybox", &[])
+    }
+
+    fn assemble(&self, name: &str, modules: &[&str]) -> Result<PathBuf> {
+        let out = paths::target_dir("dom0")?.join(format!("{name}-{}.cpio", self.suite));
+        progress::step(&format!("assemble {name}-{}.cpio", self.suite), |_| {
+            let mut archive = Archive::default();
+            for dir in ["bin", "dev", "proc", "sys", "tmp", "mnt", "root", "modules", "scripts"] {
+                archive.directory(dir);
+            }
+            archive.device("dev/console", 5, 1);
+            archive.device("dev/null", 1, 3);
+            let scripts = paths::root().join("tests-qemu/dom0");
+            archive.file("init", 0o755, &read(&scripts.join("init"))?);
+            let mut files: Vec<PathBuf> = std::fs::read_dir(&scripts)?.flatten().map(|e| e.path()).collect();
+            files.sort();
+            for script in files.iter().filter(|path| path.extension().is_some_and(|e| e == "sh")) {
+                let name = script.file_stem().unwrap_or_default().to_string_lossy();
+                archive.file(&format!("scripts/{name}"), 0o755, &read(script)?);
+            }
+            let busybox = busybox()?;
+            archive.file("bin/busybox", 0o755, &read(&busybox)?);
+            for applet in applets(&busybox)? {
+                if applet != "busybox" {
+                    archive.symlink(&format!("bin/{applet}"), "busybox");
+                }
+            }
+            let mut order = String::new();
+            for module in Modules::index(&self.tree)?.with_dependencies(modules)? {
+                archive.file(&format!("modules/{}.ko", module.name), 0o644, &module.image);
+                order.push_str(&module.name);
+                order.push('\n');
+            }
+            archive.file("modules/order", 0o644, order.as_bytes());
+            paths::write_whole(&out, &archive.finish())
+        })?;
+        Ok(out)
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Debian 13's statically linked busybox.
+fn busybox() -> Result<PathBuf> {
+    let dir = packages::cached("busybox", |dir| {
+        Suite::new("trixie")?.unpack("busybox-static", &["./bin/*", "./usr/bin/*"], dir)
+    })?;
+    let found = ["usr/bin/busybox", "bin/busybox"].map(|name| dir.join(name)).into_iter().find(|path| path.exists());
+    found.context("Debian's busybox-static has no busybox")
+}
+
+fn applets(busybox: &Path) -> Result<Vec<String>> {
+    let sh = Shell::new()?;
+    Ok(cmd!(sh, "{busybox} --list").quiet().read()?.lines().map(str::to_string).collect())
+}
+
+/// A module ready for insmod: decompressed.
+struct Module {
+    name: String,
+    image: Vec<u8>,
+}
+
+/// The kernel modules of a package by name. `-` and `_` in names are the same, as for modprobe.
+struct Modules {
+    files: BTreeMap<String, PathBuf>,
+}
+
+impl Modules {
+    fn index(tree: &Path) -> Result<Modules> {
+        let mut files = BTreeMap::new();
+        let mut folders = vec![tree.join("lib/modules"), tree.join("usr/lib/modules")];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if let Some((name, _)) = entry.file_name().to_string_lossy().split_once(".ko") {
+                    files.insert(name.replace('-', "_"), path);
+                }
+            }
+        }
+        Ok(Modules { files })
+    }
+
+    /// The modules named and all that they need, each after what it needs. A name that is not there is built in.
+    fn with_dependencies(&self, names: &[&str]) -> Result<Vec<Module>> {
+        let mut order: Vec<Module> = Vec::new();
+        for name in names {
+            self.add(&name.replace('-', "_"), &mut order)?;
+        }
+        Ok(order)
+    }
+
+    fn add(&self, name: &str, order: &mut Vec<Module>) -> Result<()> {
+        let Some(path) = self.files.get(name) else { return Ok(()) };
+        if order.iter().any(|module| module.name == name) {
+            return Ok(());
+        }
+        let image = if path.extension().is_some_and(|e| e == "xz") {
+            let sh = Shell::new()?;
+            cmd!(sh, "xz -dc {path}").quiet().output()?.stdout
+        } else {
+            read(path)?
+        };
+        for dependency in dependencies(&image)? {
+            self.add(&dependency, order)?;
+        }
+        order.push(Module { name: name.to_string(), image });
+        Ok(())
+    }
+}
+
+/// What the module's own `.modinfo` says that it needs, hard (`depends=`) or first (`softdep=pre:`).
+fn dependencies(image: &[u8]) -> Result<Vec<String>> {
+    let file = elf::ElfBytes::<elf::endian::LittleEndian>::minimal_parse(image)?;
+    let Some(section) = file.section_header_by_name(".modinfo")? else { return Ok(Vec::new()) };
+    let (data, _) = file.section_data(&section)?;
+    let mut names = Vec::new();
+    for record in data.split(|byte| *byte == 0).filter_map(|record| std::str::from_utf8(record).ok()) {
+        if let Some(list) = record.strip_prefix("depends=") {
+            names.extend(list.split(',').filter(|name| !name.is_empty()).map(|name| name.replace('-', "_")));
+        } else if let Some(list) = record.strip_prefix("softdep=pre: ") {
+            let before = list.split("post:").next().unwrap_or_default();
+            names.extend(before.split_whitespace().map(|name| name.replace('-', "_")));
+        }
+    }
+    Ok(names)
+}

@@ -1,0 +1,155 @@
+//! The emulators that Corten runs in, behind one shape: a machine is described, started and watched.
+
+pub mod bochs;
+pub mod qemu;
+
+use crate::image::Protocol;
+use crate::packages;
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Choice {
+    Bochs,
+    Qemu,
+    Kvm,
+}
+
+/// What a user may say about the emulators themselves.
+#[derive(Args, Clone, Default)]
+pub struct Options {
+    /// The Bochs to use (default: bochs-bin on the path; also in CORTEN_BOCHS)
+    #[arg(long, value_name = "FILE")]
+    pub bochs: Option<PathBuf>,
+    /// Use this version of Bochs; 3.0 is fetched from Debian 13 where the machine's own is another
+    #[arg(long, value_name = "VERSION")]
+    pub bochs_version: Option<String>,
+    /// CPU model as the engine names it
+    #[arg(long, value_name = "MODEL")]
+    pub cpu: Option<String>,
+}
+
+/// A machine to emulate.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    pub iso: PathBuf,
+    pub memory_mib: u32,
+    pub cpus: u32,
+    pub disk: Option<PathBuf>,
+    pub cpu: Option<String>,
+    pub debug: bool,
+    /// Where the engine's own log and the console's go.
+    pub logs: PathBuf,
+}
+
+pub enum Engine {
+    Bochs(bochs::Bochs),
+    Qemu(qemu::Accelerator),
+}
+
+impl Engine {
+    /// The engine asked for, or the best one: KVM where it offers nested VMX, else Bochs.
+    pub fn choose(choice: Option<Choice>, options: &Options) -> Result<Engine> {
+        match choice {
+            Some(Choice::Bochs) => Ok(Engine::Bochs(bochs::Bochs::find(options)?)),
+            Some(Choice::Qemu) => {
+                packages::need(&["qemu-system-x86_64"])?;
+                Ok(Engine::Qemu(qemu::Accelerator::Tcg))
+            }
+            Some(Choice::Kvm) => match qemu::kvm_offers_nesting() {
+                true => Ok(Engine::Qemu(qemu::Accelerator::Kvm)),
+                false => bail!("--engine kvm: the KVM of this machine offers guests neither vmx nor svm"),
+            },
+            None if qemu::kvm_offers_nesting() => Ok(Engine::Qemu(qemu::Accelerator::Kvm)),
+            None => Engine::choose(Some(Choice::Bochs), options),
+        }
+    }
+
+    /// For people: `bochs 2.7`, `qemu`, `kvm`.
+    pub fn name(&self) -> String {
+        match self {
+            Engine::Bochs(bochs) => format!("bochs {}", bochs.version),
+            Engine::Qemu(qemu::Accelerator::Tcg) => "qemu".into(),
+            Engine::Qemu(qemu::Accelerator::Kvm) => "kvm".into(),
+        }
+    }
+
+    /// How Xen has to be started here.
+    pub fn xen_protocol(&self) -> Protocol {
+        match self {
+            Engine::Bochs(_) => Protocol::Multiboot1,
+            Engine::Qemu(_) => Protocol::Multiboot2,
+        }
+    }
+
+    /// Starts the machine. Its first serial port is connected to the `Running` that comes back.
+    pub fn start(&self, machine: &Machine) -> Result<Running> {
+        std::fs::create_dir_all(&machine.logs)?;
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let port = listener.local_addr()?.port();
+        let mut command = match self {
+            Engine::Bochs(bochs) => bochs.command(machine, port)?,
+            Engine::Qemu(accelerator) => qemu::command(*accelerator, machine, port),
+        };
+        let log = std::fs::File::create(machine.logs.join("engine.log"))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        // A process group of its own, so that Ctrl-C in the terminal reaches it through us alone.
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let mut child = command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
+        let console = accept(&listener, &mut child, &machine.logs)?;
+        Ok(Running { child, console, started: Instant::now() })
+    }
+}
+
+/// Waits for the engine to connect its serial port. An engine that ends first has said why in its log.
+fn accept(listener: &TcpListener, child: &mut Child, logs: &Path) -> Result<TcpStream> {
+    listener.set_nonblocking(true)?;
+    let limit = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Ok((stream, _)) = listener.accept() {
+            stream.set_nonblocking(false)?;
+            stream.set_nodelay(true)?;
+            return Ok(stream);
+        }
+        let ended = child.try_wait()?.is_some();
+        if ended || Instant::now() > limit {
+            let _ = child.kill();
+            let log = std::fs::read_to_string(logs.join("engine.log")).unwrap_or_default();
+            let last = log.lines().rev().take(5).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n");
+            bail!("the engine did not start; the end of {}:\n{last}", logs.join("engine.log").display());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A machine that runs. Dropping it ends it.
+pub struct Running {
+    child: Child,
+    pub console: TcpStream,
+    pub started: Instant,
+}
+
+impl Running {
+    /// Whether the machine has been powered off, or its engine has failed.
+    pub fn ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `program` with nothing of a terminal about it.
+fn headless(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.env("TERM", "dumb");
+    command
+}

@@ -1,0 +1,165 @@
+//! The boot medium: GRUB, a hypervisor and Dom0's modules on an ISO that BIOS and UEFI boot from CD or stick.
+
+use crate::cli::Boot;
+use crate::{build, dom0, packages, paths, progress};
+use anyhow::{Context, Result, bail};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use xshell::{Shell, cmd};
+
+/// How GRUB starts the hypervisor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Protocol {
+    Multiboot2,
+    /// Xen's own multiboot2 path crashes in Bochs.
+    Multiboot1,
+}
+
+/// A hypervisor image and how to start it.
+#[derive(Clone, Debug)]
+pub struct Hypervisor {
+    pub image: PathBuf,
+    pub protocol: Protocol,
+    pub args: String,
+}
+
+/// One file that GRUB loads for Dom0, and its command line.
+#[derive(Clone, Debug)]
+pub struct Module {
+    pub file: PathBuf,
+    pub args: String,
+}
+
+/// All that is on a boot medium.
+#[derive(Clone, Debug)]
+pub struct Medium {
+    pub hypervisor: Hypervisor,
+    pub modules: Vec<Module>,
+}
+
+/// What Corten is told unless the user says otherwise: its log on the first serial port and on the screen.
+const CORTEN_ARGS: &str = "com1=115200,8n1 console=com1,vga";
+/// What Xen needs to run a PVH Dom0 in emulators (no IOMMU in Bochs, and no usable virtual interrupt delivery).
+const XEN_ARGS: &str =
+    "placeholder no-real-mode edd=off com1=115200,8n1 console=com1 dom0=pvh dom0-iommu=none apicv=0 cpuidle=0";
+
+impl Hypervisor {
+    /// `corten` (built now), `xen` (Debian's 4.20, fetched), or a file.
+    pub fn named(name: &str, args: &str, protocol: Protocol) -> Result<Hypervisor> {
+        let (image, defaults) = match name {
+            "corten" => (build::build()?, CORTEN_ARGS),
+            "xen" => (packages::xen()?, XEN_ARGS),
+            file => (PathBuf::from(file), CORTEN_ARGS),
+        };
+        let protocol = if name == "xen" { protocol } else { Protocol::Multiboot2 };
+        let args = format!("{defaults} {args}");
+        Ok(Hypervisor { image, protocol, args: args.trim_end().to_string() })
+    }
+}
+
+impl Medium {
+    /// What the command line asks for. `protocol` is how the engine wants Xen to be started.
+    pub fn from_cli(boot: &Boot, protocol: Protocol) -> Result<Medium> {
+        let hypervisor = Hypervisor::named(&boot.hypervisor, &boot.corten_args, protocol)?;
+        let mut modules = Vec::new();
+        match &boot.kernel {
+            Some(kernel) => modules.push(Module { file: kernel.clone(), args: boot.dom0_args.clone() }),
+            None => {
+                let dom0 = dom0::Dom0::fetch(&boot.suite)?;
+                let args = format!("{} {}", dom0::KERNEL_ARGS, boot.dom0_args);
+                modules.push(Module { file: dom0.kernel.clone(), args: args.trim_end().to_string() });
+                if boot.initrd.is_none() {
+                    modules.push(Module { file: dom0.initramfs()?, args: String::new() });
+                }
+            }
+        }
+        if let Some(initrd) = &boot.initrd {
+            modules.push(Module { file: initrd.clone(), args: String::new() });
+        }
+        Ok(Medium { hypervisor, modules })
+    }
+
+    /// Makes the ISO with grub-mkrescue, for i386-pc and x86_64-efi.
+    pub fn write_iso(&self, iso: &Path) -> Result<()> {
+        packages::need(&["grub-mkrescue", "xorriso", "mformat"])?;
+        let sh = Shell::new()?;
+        let tree = sh.create_temp_dir()?;
+        let boot = paths::make_dir(tree.path().join("boot/grub"))?;
+        let put = |from: &Path, name: &str| -> Result<()> {
+            let to = tree.path().join("boot").join(name);
+            if from.extension().is_some_and(|e| e == "gz") && name == "hypervisor" {
+                let data = cmd!(sh, "gzip -dc {from}").quiet().output()?.stdout;
+                return paths::write_whole(&to, &data);
+            }
+            std::fs::copy(from, &to).map(drop).with_context(|| format!("cannot read {}", from.display()))
+        };
+        put(&self.hypervisor.image, "hypervisor")?;
+        for (index, module) in self.modules.iter().enumerate() {
+            put(&module.file, &format!("module{index}"))?;
+        }
+        std::fs::write(boot.join("grub.cfg"), self.grub_cfg())?;
+        let tree = tree.path();
+        let result = cmd!(sh, "grub-mkrescue --output={iso} {tree}").quiet().ignore_stderr().ignore_stdout().run();
+        if result.is_err() || !iso.exists() {
+            bail!("grub-mkrescue could not make {}; run it by hand to see why", iso.display());
+        }
+        Ok(())
+    }
+
+    /// The menu: one entry, started at once, on the serial port as well as on the screen.
+    fn grub_cfg(&self) -> String {
+        let (hypervisor, module) = match self.hypervisor.protocol {
+            Protocol::Multiboot2 => ("multiboot2", "module2"),
+            Protocol::Multiboot1 => ("multiboot", "module"),
+        };
+        let mut text = String::from(
+            "serial --unit=0 --speed=115200\nterminal_input console serial\nterminal_output console serial\n\
+             set timeout=0\nset gfxpayload=text\nmenuentry \"Corten\" {\n",
+        );
+        let _ = writeln!(text, "  {hypervisor} /boot/hypervisor {}", self.hypervisor.args);
+        for (index, m) in self.modules.iter().enumerate() {
+            // GRUB would decompress what it recognises; Dom0 is to get its initramfs as it is.
+            let nounzip = if self.hypervisor.protocol == Protocol::Multiboot2 { " --nounzip" } else { "" };
+            let _ = writeln!(text, "  {module}{nounzip} /boot/module{index} {}", m.args);
+        }
+        text.push_str("}\n");
+        text
+    }
+}
+
+/// `cargo xtask image`.
+pub fn command(boot: &Boot) -> Result<PathBuf> {
+    let medium = Medium::from_cli(boot, Protocol::Multiboot2)?;
+    let iso = paths::target_dir("corten")?.join("corten.iso");
+    progress::step("make target/corten/corten.iso", |_| medium.write_iso(&iso))?;
+    println!("{}", iso.display());
+    Ok(iso)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn medium(protocol: Protocol) -> Medium {
+        let module = |file: &str, args: &str| Module { file: file.into(), args: args.into() };
+        Medium {
+            hypervisor: Hypervisor { image: "corten".into(), protocol, args: "com1=115200".into() },
+            modules: vec![module("vmlinuz", "console=hvc0"), module("initrd", "")],
+        }
+    }
+
+    #[test]
+    fn the_menu_loads_the_hypervisor_then_each_module_in_order() {
+        let text = medium(Protocol::Multiboot2).grub_cfg();
+        let kernel = text.find("module2 --nounzip /boot/module0 console=hvc0").expect("kernel");
+        let initrd = text.find("module2 --nounzip /boot/module1").expect("initrd");
+        assert!(text.find("multiboot2 /boot/hypervisor com1=115200").expect("hypervisor") < kernel);
+        assert!(kernel < initrd && text.contains("set timeout=0"));
+    }
+
+    #[test]
+    fn multiboot_1_has_its_own_commands() {
+        let text = medium(Protocol::Multiboot1).grub_cfg();
+        assert!(text.contains("  multiboot /boot/hypervisor") && text.contains("  module /boot/module0"));
+    }
+}
