@@ -16,4 +16,5 @@
     )
 )]
 
+pub mod vioapic;
 pub mod vlapic;
