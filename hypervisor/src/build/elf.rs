@@ -1,7 +1,7 @@
 //! A kernel as an ELF image: what is loaded where, and what its Xen notes say of how to start it.
 //!
 //! Only what starting a PVH kernel needs is read: program headers and notes. Section headers are never looked at, so a stripped kernel
-//! is as good as any. The notes are those of Xen's `elfnote.h`.
+//! is as good as any.
 
 use core::fmt;
 use core::ops::Range;
@@ -13,12 +13,7 @@ use elf::file::{Class, FileHeader, parse_ident};
 use elf::note::{Note, NoteIterator};
 use elf::parse::ParseError;
 use elf::segment::{ProgramHeader, SegmentTable};
-
-/// `XEN_ELFNOTE_*` of `elfnote.h`.
-const NOTE_GUEST_OS: u64 = 6;
-const NOTE_GUEST_VERSION: u64 = 7;
-const NOTE_PHYS32_ENTRY: u64 = 18;
-const NOTE_PHYS32_RELOC: u64 = 19;
+use xen_abi::elfnote;
 
 /// How many loadable segments a kernel may have: Linux has 4 or 5.
 pub const MAX_SEGMENTS: usize = 16;
@@ -122,16 +117,15 @@ impl fmt::Display for ElfError {
                 "kernel: segment {index} is broken: {file} bytes in the file, {memory} in memory, at {address:#x}"
             ),
             ElfError::SegmentsOverlap { address } => write!(f, "kernel: two segments overlap at {address:#x}"),
-            ElfError::NoEntry => {
-                f.write_str("kernel: not a PVH kernel (no PHYS32_ENTRY note); it needs CONFIG_PVH, for Dom0 CONFIG_XEN_PVH")
-            }
+            ElfError::NoEntry => f.write_str(
+                "kernel: not a PVH kernel (no PHYS32_ENTRY note); it needs CONFIG_PVH, for Dom0 CONFIG_XEN_PVH",
+            ),
             ElfError::EntryOutside { entry } => {
                 write!(f, "kernel: the PVH entry {entry:#x} lies in none of its segments below 4 GiB")
             }
-            ElfError::Relocation(Relocation { align, min, max }) => write!(
-                f,
-                "kernel: broken PHYS32_RELOC note: align {align:#x}, min {min:#x}, max {max:#x}"
-            ),
+            ElfError::Relocation(Relocation { align, min, max }) => {
+                write!(f, "kernel: broken PHYS32_RELOC note: align {align:#x}, min {min:#x}, max {max:#x}")
+            }
         }
     }
 }
@@ -201,11 +195,11 @@ impl<'a> Kernel<'a> {
             if note.name_str().ok() != Some("Xen") {
                 continue;
             }
-            match note.n_type {
-                NOTE_PHYS32_ENTRY => *entry = number(note.desc),
-                NOTE_PHYS32_RELOC => self.relocation = Some(relocation(note.desc)?),
-                NOTE_GUEST_OS => self.guest_os = text(note.desc),
-                NOTE_GUEST_VERSION => self.guest_version = text(note.desc),
+            match u32::try_from(note.n_type).unwrap_or(u32::MAX) {
+                elfnote::XEN_ELFNOTE_PHYS32_ENTRY => *entry = number(note.desc),
+                elfnote::XEN_ELFNOTE_PHYS32_RELOC => self.relocation = Some(relocation(note.desc)?),
+                elfnote::XEN_ELFNOTE_GUEST_OS => self.guest_os = text(note.desc),
+                elfnote::XEN_ELFNOTE_GUEST_VERSION => self.guest_version = text(note.desc),
                 _ => {}
             }
         }
