@@ -16,5 +16,7 @@
     )
 )]
 
+pub mod cmos;
+pub mod ports;
 pub mod vioapic;
 pub mod vlapic;
