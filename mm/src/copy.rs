@@ -1,0 +1,142 @@
+//! Moving bytes to and from memory that others change meanwhile.
+//!
+//! Such memory may not be read or written through ordinary Rust accesses: those of a guest would be data races. Short
+//! pieces go by relaxed atomics of the widest fitting size; long ones by string instructions, which the compiler cannot see
+//! into. (An interpreter counts each iteration of those, so the bulk moves eight bytes at a time.) A port replaces the three
+//! `asm!` functions at the end.
+
+use core::mem;
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+/// Up to this many bytes, loads and stores beat the start of a string instruction.
+const SHORT: usize = 64;
+
+/// Copies `to.len()` bytes out of volatile memory.
+///
+/// # Safety
+/// `from` must be mapped and readable for that many bytes, and no Rust reference to them may exist but to atomics.
+#[inline]
+pub unsafe fn read(from: *const u8, to: &mut [u8]) {
+    if to.len() > SHORT {
+        // SAFETY: as the caller promises; `to` is exclusively ours, so they do not overlap.
+        unsafe { string_copy(from, to.as_mut_ptr(), to.len()) };
+        return;
+    }
+    let mut at = from.cast_mut();
+    let mut rest = to;
+    // SAFETY: `at` advances with `rest`, so what is read lies in the caller's range; each width is used where aligned.
+    unsafe {
+        while !rest.is_empty() {
+            let whole = mem::take(&mut rest);
+            if at.addr() & 7 == 0 && whole.len() >= 8 {
+                let Some((chunk, tail)) = whole.split_first_chunk_mut::<8>() else { break };
+                *chunk = AtomicU64::from_ptr(at.cast()).load(Ordering::Relaxed).to_ne_bytes();
+                (at, rest) = (at.add(8), tail);
+            } else if at.addr() & 3 == 0 && whole.len() >= 4 {
+                let Some((chunk, tail)) = whole.split_first_chunk_mut::<4>() else { break };
+                *chunk = AtomicU32::from_ptr(at.cast()).load(Ordering::Relaxed).to_ne_bytes();
+                (at, rest) = (at.add(4), tail);
+            } else {
+                let Some((byte, tail)) = whole.split_first_mut() else { break };
+                *byte = AtomicU8::from_ptr(at).load(Ordering::Relaxed);
+                (at, rest) = (at.add(1), tail);
+            }
+        }
+    }
+}
+
+/// Copies `from` into volatile memory.
+///
+/// # Safety
+/// `to` must be mapped and writable for that many bytes, and no Rust reference to them may exist but to atomics.
+#[inline]
+pub unsafe fn write(to: *mut u8, from: &[u8]) {
+    if from.len() > SHORT {
+        // SAFETY: as the caller promises; nothing that `from` borrows overlaps memory without references.
+        unsafe { string_copy(from.as_ptr(), to, from.len()) };
+        return;
+    }
+    let mut at = to;
+    let mut rest = from;
+    // SAFETY: `at` advances with `rest`, so what is written lies in the caller's range; each width is used where aligned.
+    unsafe {
+        while !rest.is_empty() {
+            if at.addr() & 7 == 0
+                && let Some((chunk, tail)) = rest.split_first_chunk::<8>()
+            {
+                AtomicU64::from_ptr(at.cast()).store(u64::from_ne_bytes(*chunk), Ordering::Relaxed);
+                (at, rest) = (at.add(8), tail);
+            } else if at.addr() & 3 == 0
+                && let Some((chunk, tail)) = rest.split_first_chunk::<4>()
+            {
+                AtomicU32::from_ptr(at.cast()).store(u32::from_ne_bytes(*chunk), Ordering::Relaxed);
+                (at, rest) = (at.add(4), tail);
+            } else if let Some((byte, tail)) = rest.split_first() {
+                AtomicU8::from_ptr(at).store(*byte, Ordering::Relaxed);
+                (at, rest) = (at.add(1), tail);
+            } else {
+                break;
+            }
+        }
+    }
+}
+
+/// Copies `len` bytes upwards, eight at a time as far as that goes.
+///
+/// # Safety
+/// Both ranges must be mapped, `to` writable, and they must not overlap.
+pub unsafe fn string_copy(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: the caller vouches for the ranges; the direction flag is clear by the ABI.
+    unsafe {
+        core::arch::asm!(
+            "rep movsq",
+            "mov ecx, {tail:e}",
+            "rep movsb",
+            tail = in(reg) len & 7,
+            inout("rcx") len >> 3 => _,
+            inout("rsi") from => _,
+            inout("rdi") to => _,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// Sets `words` 64-bit words to zero.
+///
+/// # Safety
+/// The range must be mapped and writable.
+pub unsafe fn string_zero(to: *mut u8, words: usize) {
+    // SAFETY: the caller vouches for the range; the direction flag is clear by the ABI.
+    unsafe {
+        core::arch::asm!(
+            "rep stosq",
+            in("rax") 0u64,
+            inout("rcx") words => _,
+            inout("rdi") to => _,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_length_and_alignment_arrives_whole_and_alone() {
+        for start in 0..9 {
+            for len in (0..100).chain([255, 256, 257]) {
+                let source: Vec<u8> = (0..len).map(|i| i as u8 ^ 0x5a).collect();
+                let mut memory = vec![0xeeu8; 300];
+                // SAFETY: within the vector, which nothing else refers to meanwhile.
+                unsafe { write(memory.as_mut_ptr().add(start), &source) };
+                assert_eq!(memory[start..start + len], source);
+                assert!(memory[..start].iter().chain(&memory[start + len..]).all(|byte| *byte == 0xee));
+                let mut back = vec![0; len];
+                // SAFETY: as above.
+                unsafe { read(memory.as_ptr().add(start), &mut back) };
+                assert_eq!(back, source);
+            }
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! A machine's memory on the host's heap, for tests: RAM, a page-table format, and a TLB that remembers what it should not.
+
+use std::alloc::Layout;
+use std::collections::HashMap;
+
+use crate::addr::{Gfn, HostPhys, Mfn, PAGE_SIZE, PageSize};
+use crate::frame::FrameSlot;
+use crate::memory::Memory;
+use crate::p2m::{Flush, P2m};
+use crate::table::{Entry, Mapping, MemoryType, PageFormat, PageKind};
+use crate::window::Window;
+
+/// A machine with `frames` frames of RAM, all free but frame 0 and full of junk. Leaked.
+pub fn memory(frames: u64) -> &'static Memory {
+    let (window, table) = parts(frames);
+    Box::leak(Box::new(Memory::new(window, table, &[Mfn(1)..Mfn(frames)])))
+}
+
+/// A window on `frames` frames of junk and a frame table for them, to make a [`Memory`] of.
+pub fn parts(frames: u64) -> (Window, &'static [FrameSlot]) {
+    let bytes = frames as usize * PAGE_SIZE;
+    let layout = Layout::from_size_align(bytes, PAGE_SIZE).expect("a size that fits");
+    // SAFETY: the size is not zero.
+    let base = unsafe { std::alloc::alloc(layout) };
+    assert!(!base.is_null() && bytes > 0, "no memory for a fake machine of {frames} frames");
+    // SAFETY: just allocated with this size.
+    unsafe { base.write_bytes(0xa5, bytes) };
+    // SAFETY: the allocation is never freed and nothing else refers to it.
+    let window = unsafe { Window::new(base, HostPhys(bytes as u64)) };
+    (window, Vec::leak((0..frames).map(|_| FrameSlot::EMPTY).collect()))
+}
+
+/// A page-table format of no hardware: bit 0 present, 1 leaf, 2–5 kind, 6–8 memory type, 12–51 frame, 63 always set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Format {
+    largest: PageSize,
+}
+
+impl Format {
+    /// A format whose pages are at most this large.
+    pub const fn new(largest: PageSize) -> Self {
+        Self { largest }
+    }
+}
+
+impl Default for Format {
+    fn default() -> Self {
+        Self::new(PageSize::Size1G)
+    }
+}
+
+const FRAME_MASK: u64 = 0x000f_ffff_ffff_f000;
+const MARK: u64 = 1 << 63;
+
+impl PageFormat for Format {
+    const LEVELS: u8 = 4;
+
+    fn leaf(&self, mfn: Mfn, size: PageSize, kind: PageKind, memory: MemoryType) -> u64 {
+        assert!(size <= self.largest, "{size:?} pages do not exist here");
+        assert!(mfn.is_aligned(size.frames()) || kind == PageKind::Ioreq, "{mfn} is not aligned to {size:?}");
+        MARK | 0b11 | (kind as u64) << 2 | (memory as u64) << 6 | mfn.phys().0 & FRAME_MASK
+    }
+
+    fn table(&self, mfn: Mfn) -> u64 {
+        MARK | 1 | mfn.phys().0
+    }
+
+    fn decode(&self, entry: u64, level: u8) -> Entry {
+        if entry == 0 {
+            return Entry::Empty;
+        }
+        assert!(entry & (MARK | 1) == (MARK | 1), "{entry:#x} is no entry that was ever made");
+        let mfn = HostPhys(entry & FRAME_MASK).mfn();
+        if entry & 2 == 0 {
+            assert!(level > 1, "a table below the last level");
+            return Entry::Table(mfn);
+        }
+        Entry::Leaf(Mapping {
+            mfn,
+            size: PageSize::of_level(level).expect("a level with leaves"),
+            kind: PageKind::from_bits((entry >> 2 & 15) as u8).expect("a kind"),
+            memory: MemoryType::from_bits((entry >> 6 & 7) as u8).expect("a memory type"),
+        })
+    }
+
+    fn largest(&self) -> PageSize {
+        self.largest
+    }
+}
+
+/// A TLB that drops nothing until it is told to. Translations of pages that are present stay as they were first seen.
+#[derive(Debug, Default)]
+pub struct CachingTlb {
+    cached: HashMap<Gfn, Mapping>,
+    flushes: usize,
+}
+
+impl CachingTlb {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The translation that a CPU would use.
+    pub fn access<F: PageFormat>(&mut self, p2m: &P2m<F>, gfn: Gfn) -> Option<Mapping> {
+        if let Some(mapping) = self.cached.get(&gfn) {
+            return Some(*mapping);
+        }
+        let mapping = p2m.lookup(gfn)?;
+        self.cached.insert(gfn, mapping);
+        Some(mapping)
+    }
+
+    /// Spends a flush, and lets the p2m free the tables that it made superfluous.
+    pub fn spend<F: PageFormat>(&mut self, p2m: &P2m<F>, flush: Flush) {
+        if let Some(generation) = flush.spend() {
+            self.cached.clear();
+            self.flushes += 1;
+            p2m.reclaim(generation);
+        }
+    }
+
+    /// How often it was really flushed.
+    pub fn flushes(&self) -> usize {
+        self.flushes
+    }
+}

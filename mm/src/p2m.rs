@@ -1,0 +1,621 @@
+//! A domain's physical memory map: from guest frames to machine frames, in the very tables that the hardware walks.
+//!
+//! Looking a gfn up takes no lock: entries are atomic, and a table taken out of the tree keeps its contents until
+//! [`P2m::reclaim`]. Changes take the map's lock, do all allocation before the first visible change, and end in a [`Flush`].
+
+mod single;
+
+use core::ops::{ControlFlow, Range};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use xen_abi::errno::Errno;
+use xen_abi::types::DomainId;
+
+use crate::addr::{Gfn, Mfn, PageSize};
+use crate::lock::{Guard, Lock, Rank};
+use crate::memory::{FrameRef, Memory};
+use crate::table::{Entry, Mapping, MemoryType, PageFormat, PageKind};
+
+/// What must be flushed: translations that were live before a change. The machine spends it by invalidating them on every CPU
+/// (and IOMMU) that may have cached them. Until then, what was unmapped must not be given to others.
+#[must_use = "stale translations stay in use until the machine spends this"]
+#[derive(Debug, PartialEq, Eq)]
+pub struct Flush {
+    generation: u64,
+}
+
+impl Flush {
+    /// Nothing was live, so there is nothing to do.
+    #[inline]
+    pub const fn none() -> Self {
+        Self { generation: 0 }
+    }
+
+    #[inline]
+    pub const fn is_none(&self) -> bool {
+        self.generation == 0
+    }
+
+    /// One flush that does for both; both must be of one p2m.
+    #[inline]
+    pub fn merge(self, other: Self) -> Self {
+        Self { generation: self.generation.max(other.generation) }
+    }
+
+    /// Spends the flush: the generation of the p2m that CPUs must have caught up with, or `None` if they need not.
+    #[inline]
+    pub fn spend(self) -> Option<u64> {
+        (self.generation != 0).then_some(self.generation)
+    }
+}
+
+/// Guest frames that one leaf maps, or the part of it that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    pub gfn: Gfn,
+    pub frames: u64,
+    /// The leaf, with `mfn` the frame behind `gfn`.
+    pub mapping: Mapping,
+}
+
+/// Tables that are out of the tree but may still be looked at; a list through the frame table.
+struct Retired {
+    head: Option<Mfn>,
+    /// The generation at which the last of them was taken out.
+    newest: u64,
+    /// One was taken out by the change under way.
+    now: bool,
+}
+
+/// What the 2 MiB around a gfn are mapped by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Region {
+    /// One leaf; `mfn` is that of the region's first frame.
+    Whole(Mapping),
+    /// A table of 4 KiB pages.
+    Table(Mfn),
+}
+
+/// A domain's p2m.
+pub struct P2m<F: PageFormat> {
+    format: F,
+    memory: &'static Memory,
+    owner: DomainId,
+    root: Mfn,
+    generation: AtomicU64,
+    tables: AtomicU64,
+    limit: AtomicU64,
+    edit: Lock<Retired>,
+}
+
+impl<F: PageFormat> core::fmt::Debug for P2m<F> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "p2m of domain {} at {}", self.owner.0, self.root)
+    }
+}
+
+/// The gfns that one entry of a table at `level` is for.
+#[inline]
+const fn span(level: u8) -> u64 {
+    1u64.wrapping_shl((level as u32).wrapping_sub(1).wrapping_mul(9))
+}
+
+/// The entry for `gfn` in a table at `level`; the higher bits are to be ignored.
+#[inline]
+const fn index(gfn: u64, level: u8) -> u64 {
+    gfn.wrapping_shr((level as u32).wrapping_sub(1).wrapping_mul(9))
+}
+
+/// The mapping as seen from `gfn`, which its leaf at `level` covers.
+#[inline]
+fn seen_from(mapping: Mapping, gfn: u64, level: u8) -> Mapping {
+    Mapping { mfn: mapping.mfn.plus(gfn & span(level).wrapping_sub(1)), ..mapping }
+}
+
+impl<F: PageFormat> P2m<F> {
+    /// How many gfns there are.
+    const FRAMES: u64 = span(F::LEVELS + 1);
+    /// Frame numbers end here: physical addresses have at most 52 bits.
+    const MAX_MFN: u64 = 1 << 40;
+
+    /// An empty map, whose tables are charged to `owner`.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn new(format: F, memory: &'static Memory, owner: DomainId) -> Result<Self, Errno> {
+        let root = memory.allocate(0, None)?.scrub().into_table(owner, F::LEVELS);
+        Ok(Self {
+            format,
+            memory,
+            owner,
+            root,
+            generation: AtomicU64::new(1),
+            tables: AtomicU64::new(1),
+            limit: AtomicU64::new(u64::MAX),
+            edit: Lock::new(Rank::P2m, Retired { head: None, newest: 0, now: false }),
+        })
+    }
+
+    /// The frame of the root table, for the hardware.
+    #[inline]
+    pub fn root(&self) -> Mfn {
+        self.root
+    }
+
+    #[inline]
+    pub fn format(&self) -> F {
+        self.format
+    }
+
+    #[inline]
+    pub fn memory(&self) -> &'static Memory {
+        self.memory
+    }
+
+    #[inline]
+    pub fn owner(&self) -> DomainId {
+        self.owner
+    }
+
+    /// The first gfn that cannot be mapped.
+    pub const fn end(&self) -> Gfn {
+        Gfn(Self::FRAMES)
+    }
+
+    /// Counts the changes after which a flush is needed. What was looked up at one generation holds while it stays.
+    #[inline]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Frames that the tables take up, those not reclaimed yet included.
+    pub fn table_frames(&self) -> u64 {
+        self.tables.load(Ordering::Relaxed)
+    }
+
+    /// Limits the frames that tables may take up; beyond it mapping fails with ENOMEM.
+    pub fn set_table_limit(&self, frames: u64) {
+        self.limit.store(frames, Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn entry(&self, table: Mfn, index: u64) -> Option<&'static AtomicU64> {
+        self.memory.window().table_entry(table, index).ok()
+    }
+
+    #[inline]
+    fn decoded(&self, table: Mfn, gfn: u64, level: u8) -> Entry {
+        match self.entry(table, index(gfn, level)) {
+            Some(entry) => self.format.decode(entry.load(Ordering::Acquire), level),
+            None => Entry::Empty,
+        }
+    }
+
+    /// What `gfn` maps to; `mfn` is the frame of just this gfn, and `size` that of the page it is part of.
+    #[inline]
+    pub fn lookup(&self, gfn: Gfn) -> Option<Mapping> {
+        if gfn.0 >= Self::FRAMES {
+            return None;
+        }
+        let (mut table, mut level) = (self.root, F::LEVELS);
+        loop {
+            match self.decoded(table, gfn.0, level) {
+                Entry::Leaf(mapping) => return Some(seen_from(mapping, gfn.0, level)),
+                Entry::Table(next) if level > 1 => (table, level) = (next, level.wrapping_sub(1)),
+                _ => return None,
+            }
+        }
+    }
+
+    /// What maps the 2 MiB around `gfn`, if all are mapped by the same.
+    pub(crate) fn lookup_region(&self, gfn: Gfn) -> Option<Region> {
+        if gfn.0 >= Self::FRAMES {
+            return None;
+        }
+        let first = gfn.0 & !511;
+        let (mut table, mut level) = (self.root, F::LEVELS);
+        loop {
+            match self.decoded(table, first, level) {
+                Entry::Leaf(mapping) => return Some(Region::Whole(seen_from(mapping, first, level))),
+                Entry::Table(next) if level > 2 => (table, level) = (next, level.wrapping_sub(1)),
+                Entry::Table(next) => return Some(Region::Table(next)),
+                Entry::Empty => return None,
+            }
+        }
+    }
+
+    /// What `gfn` maps to by its table of 4 KiB pages.
+    #[inline]
+    pub(crate) fn lookup_in(&self, table: Mfn, gfn: Gfn) -> Option<Mapping> {
+        match self.decoded(table, gfn.0, 1) {
+            Entry::Leaf(mapping) => Some(mapping),
+            _ => None,
+        }
+    }
+
+    /// The domain's own memory behind `gfn`, with a reference that keeps it from being freed. For whatever outlasts the
+    /// moment, or is done for another domain.
+    ///
+    /// # Errors
+    /// EINVAL if there is no memory, EPERM if it is not the domain's own, EAGAIN if it was taken away meanwhile.
+    pub fn reference(&self, gfn: Gfn) -> Result<(FrameRef, Mapping), Errno> {
+        let found = self.lookup(gfn).filter(|found| found.kind.is_memory()).ok_or(Errno::EINVAL)?;
+        let reference = self.memory.reference(found.mfn, self.owner)?;
+        // The frame might have been unmapped and freed and given to the domain anew between the two steps.
+        match self.lookup(gfn) {
+            Some(again) if again == found => Ok((reference, found)),
+            _ => Err(Errno::EAGAIN),
+        }
+    }
+
+    fn check_range(gfn: Gfn, frames: u64) -> Result<Range<u64>, Errno> {
+        match gfn.0.checked_add(frames) {
+            Some(end) if frames > 0 && end <= Self::FRAMES => Ok(gfn.0..end),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Maps `frames` gfns from `gfn` on to as many frames from `mfn` on, with the largest pages that fit, whatever was there.
+    ///
+    /// # Errors
+    /// EINVAL for a range beyond the end or an mfn that does not exist, ENOMEM; nothing has changed then.
+    pub fn map(&self, gfn: Gfn, mfn: Mfn, frames: u64, kind: PageKind, memory: MemoryType) -> Result<Flush, Errno> {
+        let range = Self::check_range(gfn, frames)?;
+        if mfn.0.checked_add(frames).is_none_or(|end| end > Self::MAX_MFN) {
+            return Err(Errno::EINVAL);
+        }
+        let mut retired = self.edit.lock();
+        let runs =
+            Runs { at: range.start, end: range.end, shift: mfn.0.wrapping_sub(gfn.0), largest: self.format.largest() };
+        for run in runs.clone() {
+            self.table_for(run.gfn, run.size.level())?;
+        }
+        let mut live = false;
+        for run in runs {
+            let level = run.size.level();
+            let table = self.table_for(run.gfn, level)?;
+            for step in 0..run.count {
+                let at = run.gfn.wrapping_add(step.wrapping_mul(run.size.frames()));
+                let Some(entry) = self.entry(table, index(at, level)) else { continue };
+                let new =
+                    Mapping { mfn: Mfn(at.wrapping_add(mfn.0.wrapping_sub(gfn.0))), size: run.size, kind, memory };
+                match self.format.decode(entry.load(Ordering::Acquire), level) {
+                    Entry::Leaf(old) if old == new => continue,
+                    old => {
+                        entry.store(self.format.leaf(new.mfn, new.size, kind, memory), Ordering::Release);
+                        live |= old != Entry::Empty;
+                        if let Entry::Table(below) = old {
+                            self.retire(&mut retired, below);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(self.finish(retired, live))
+    }
+
+    /// Unmaps `frames` gfns; those not mapped are passed over, and where whole tables are absent, quickly.
+    ///
+    /// # Errors
+    /// EINVAL for a range beyond the end, ENOMEM if a large page at its edge could not be split; nothing has changed then.
+    pub fn unmap(&self, gfn: Gfn, frames: u64) -> Result<Flush, Errno> {
+        self.unmap_range(gfn, frames, None)
+    }
+
+    /// As [`unmap`](Self::unmap), showing everything that was mapped, ascending. `visit` runs under the map's lock.
+    pub fn unmap_each(&self, gfn: Gfn, frames: u64, mut visit: impl FnMut(Extent)) -> Result<Flush, Errno> {
+        self.unmap_range(gfn, frames, Some(&mut visit))
+    }
+
+    fn unmap_range(&self, gfn: Gfn, frames: u64, visit: Option<&mut dyn FnMut(Extent)>) -> Result<Flush, Errno> {
+        let range = Self::check_range(gfn, frames)?;
+        let mut retired = self.edit.lock();
+        self.split_edges(&range, |_| true)?;
+        let live = Clear { p2m: self, range, visit, retired: &mut retired }.table(self.root, F::LEVELS, 0);
+        Ok(self.finish(retired, live))
+    }
+
+    /// Makes pages of the kind `from` ones of the kind `to`; others stay.
+    ///
+    /// # Errors
+    /// EINVAL for a range beyond the end, ENOMEM if a large page at its edge could not be split; nothing has changed then.
+    pub fn change_kind(&self, gfn: Gfn, frames: u64, from: PageKind, to: PageKind) -> Result<Flush, Errno> {
+        let range = Self::check_range(gfn, frames)?;
+        let retired = self.edit.lock();
+        self.split_edges(&range, |mapping| mapping.kind == from)?;
+        let live = self.recast(self.root, F::LEVELS, 0, &range, (from, to));
+        Ok(self.finish(retired, live))
+    }
+
+    fn recast(&self, table: Mfn, level: u8, base: u64, range: &Range<u64>, kinds: (PageKind, PageKind)) -> bool {
+        let mut changed = false;
+        for (index, at) in entries(level, base, range) {
+            let Some(entry) = self.entry(table, index) else { continue };
+            match self.format.decode(entry.load(Ordering::Acquire), level) {
+                Entry::Leaf(old) if old.kind == kinds.0 => {
+                    entry.store(self.format.leaf(old.mfn, old.size, kinds.1, old.memory), Ordering::Release);
+                    changed = true;
+                }
+                Entry::Table(below) if level > 1 => {
+                    changed |= self.recast(below, level.wrapping_sub(1), at, range, kinds);
+                }
+                _ => {}
+            }
+        }
+        changed
+    }
+
+    /// Shows what is mapped in `frames` gfns from `gfn` on, ascending, until `visit` breaks. Takes no lock: concurrent
+    /// changes may be seen or not.
+    pub fn visit<B>(&self, gfn: Gfn, frames: u64, mut visit: impl FnMut(Extent) -> ControlFlow<B>) -> ControlFlow<B> {
+        let end = gfn.0.saturating_add(frames).min(Self::FRAMES);
+        self.visit_table(self.root, F::LEVELS, 0, &(gfn.0..end), &mut visit)
+    }
+
+    fn visit_table<B>(
+        &self,
+        table: Mfn,
+        level: u8,
+        base: u64,
+        range: &Range<u64>,
+        visit: &mut dyn FnMut(Extent) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        for (index, at) in entries(level, base, range) {
+            let Some(entry) = self.entry(table, index) else { continue };
+            let value = entry.load(Ordering::Acquire);
+            if value == 0 {
+                continue;
+            }
+            match self.format.decode(value, level) {
+                Entry::Leaf(mapping) => {
+                    let first = at.max(range.start);
+                    let end = at.wrapping_add(span(level)).min(range.end);
+                    let mapping = seen_from(mapping, first, level);
+                    visit(Extent { gfn: Gfn(first), frames: end.wrapping_sub(first), mapping })?;
+                }
+                Entry::Table(below) if level > 1 => {
+                    self.visit_table(below, level.wrapping_sub(1), at, range, visit)?;
+                }
+                _ => {}
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// The first thing mapped at `gfn` or later, up to its leaf's end. For taking a map apart bit by bit.
+    pub fn next_mapped(&self, gfn: Gfn) -> Option<Extent> {
+        match self.visit(gfn, u64::MAX, ControlFlow::Break) {
+            ControlFlow::Break(extent) => Some(extent),
+            ControlFlow::Continue(()) => None,
+        }
+    }
+
+    /// Frees the tables that were taken out of the tree, if that was at `generation` or before.
+    ///
+    /// The machine calls this with what [`Flush::spend`] gave, after every CPU that runs the domain has flushed and no
+    /// lookup that began before goes on. (A lookup by another domain's CPU that is overtaken could read a frame that is a
+    /// table no more; it must take a [reference](Self::reference), which checks the owner of what it found.)
+    pub fn reclaim(&self, generation: u64) {
+        let mut retired = self.edit.lock();
+        if retired.newest <= generation {
+            let head = retired.head.take();
+            drop(retired);
+            self.free_retired(head);
+        }
+    }
+
+    fn free_retired(&self, mut head: Option<Mfn>) {
+        while let Some(table) = head {
+            let Some(slot) = self.memory.slot(table) else { break };
+            let next = slot.next();
+            head = (next != 0).then_some(Mfn(u64::from(next)));
+            self.free_tree(table, slot.state().order());
+        }
+    }
+
+    /// Frees a table and those below it.
+    fn free_tree(&self, table: Mfn, level: u8) {
+        if level > 1 {
+            for index in 0..512 {
+                let Some(entry) = self.entry(table, index) else { continue };
+                let value = entry.load(Ordering::Acquire);
+                if value != 0
+                    && let Entry::Table(below) = self.format.decode(value, level)
+                {
+                    self.free_tree(below, level.wrapping_sub(1));
+                }
+            }
+        }
+        self.memory.free_table(table);
+        self.tables.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Takes note of a table that has just been taken out of the tree. (No table is in frame 0: that ends the list.)
+    fn retire(&self, retired: &mut Retired, table: Mfn) {
+        if let Some(slot) = self.memory.slot(table) {
+            slot.set_next(retired.head.map_or(0, |head| head.0 as u32));
+            retired.head = Some(table);
+            retired.now = true;
+        }
+    }
+
+    /// Ends a change: a new generation if translations were live before.
+    fn finish(&self, mut retired: Guard<'_, Retired>, live: bool) -> Flush {
+        if !live {
+            return Flush::none();
+        }
+        let generation = self.generation.load(Ordering::Relaxed).wrapping_add(1);
+        if core::mem::take(&mut retired.now) {
+            retired.newest = generation;
+        }
+        // Whoever reads the new generation also sees the entries that belong to it.
+        self.generation.store(generation, Ordering::Release);
+        Flush { generation }
+    }
+
+    fn new_table(&self, level: u8) -> Result<Mfn, Errno> {
+        if self.tables.load(Ordering::Relaxed) >= self.limit.load(Ordering::Relaxed) {
+            return Err(Errno::ENOMEM);
+        }
+        let frame = self.memory.allocate(0, None)?.scrub().into_table(self.owner, level);
+        self.tables.fetch_add(1, Ordering::Relaxed);
+        Ok(frame)
+    }
+
+    /// The table at `level` that has `gfn`'s entry. Missing tables are added and larger leaves above it split, neither of
+    /// which changes any translation.
+    fn table_for(&self, gfn: u64, level: u8) -> Result<Mfn, Errno> {
+        let (mut table, mut at) = (self.root, F::LEVELS);
+        while at > level {
+            let entry = self.entry(table, index(gfn, at)).ok_or(Errno::EIO)?;
+            table = match self.format.decode(entry.load(Ordering::Acquire), at) {
+                Entry::Table(next) => next,
+                Entry::Leaf(mapping) => self.split(entry, mapping, at)?,
+                Entry::Empty => {
+                    let next = self.new_table(at.wrapping_sub(1))?;
+                    entry.store(self.format.table(next), Ordering::Release);
+                    next
+                }
+            };
+            at = at.wrapping_sub(1);
+        }
+        Ok(table)
+    }
+
+    /// Replaces a large leaf at `level` by a table that says the same.
+    fn split(&self, entry: &AtomicU64, mapping: Mapping, level: u8) -> Result<Mfn, Errno> {
+        let below = level.wrapping_sub(1);
+        let size = PageSize::of_level(below).ok_or(Errno::EIO)?;
+        let table = self.new_table(below)?;
+        for index in 0..512u64 {
+            let mfn = mapping.mfn.plus(index.wrapping_mul(size.frames()));
+            if let Some(small) = self.entry(table, index) {
+                small.store(self.format.leaf(mfn, size, mapping.kind, mapping.memory), Ordering::Relaxed);
+            }
+        }
+        entry.store(self.format.table(table), Ordering::Release);
+        Ok(table)
+    }
+
+    /// Sees to it that no leaf that `wanted` names reaches across either end of the range.
+    fn split_edges(&self, range: &Range<u64>, wanted: impl Fn(&Mapping) -> bool) -> Result<(), Errno> {
+        for edge in [range.start, range.end] {
+            let (mut table, mut level) = (self.root, F::LEVELS);
+            while edge & span(level).wrapping_sub(1) != 0 {
+                let Some(entry) = self.entry(table, index(edge, level)) else { break };
+                table = match self.format.decode(entry.load(Ordering::Acquire), level) {
+                    Entry::Table(next) => next,
+                    Entry::Leaf(mapping) if wanted(&mapping) => self.split(entry, mapping, level)?,
+                    _ => break,
+                };
+                level = level.wrapping_sub(1);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<F: PageFormat> Drop for P2m<F> {
+    /// Frees all tables. By then nothing may use them: the domain's vCPUs are gone and the CPUs have flushed.
+    fn drop(&mut self) {
+        let head = self.edit.get_mut().head.take();
+        self.free_retired(head);
+        self.free_tree(self.root, F::LEVELS);
+    }
+}
+
+/// The entries of a table at `level`, whose first gfn is `base`, that have to do with a range: index and first gfn of each.
+fn entries(level: u8, base: u64, range: &Range<u64>) -> impl Iterator<Item = (u64, u64)> + use<> {
+    let span = span(level);
+    let shift = span.trailing_zeros();
+    let first = range.start.saturating_sub(base).wrapping_shr(shift);
+    let last = range.end.saturating_sub(base).saturating_add(span.wrapping_sub(1)).wrapping_shr(shift).min(512);
+    (first..last).map(move |index| (index, base.wrapping_add(index.wrapping_shl(shift))))
+}
+
+/// An unmapping under way; all leaves are either inside of the range or outside.
+struct Clear<'a, 'v, F: PageFormat> {
+    p2m: &'a P2m<F>,
+    range: Range<u64>,
+    visit: Option<&'a mut (dyn FnMut(Extent) + 'v)>,
+    retired: &'a mut Retired,
+}
+
+impl<F: PageFormat> Clear<'_, '_, F> {
+    /// Clears what a table has of the range; whether anything was live.
+    fn table(&mut self, table: Mfn, level: u8, base: u64) -> bool {
+        let mut live = false;
+        for (index, at) in entries(level, base, &self.range) {
+            let Some(entry) = self.p2m.entry(table, index) else { continue };
+            let value = entry.load(Ordering::Acquire);
+            if value == 0 {
+                continue;
+            }
+            let whole = self.range.start <= at && at.wrapping_add(span(level)) <= self.range.end;
+            match self.p2m.format.decode(value, level) {
+                Entry::Table(below) if !whole => live |= self.table(below, level.wrapping_sub(1), at),
+                Entry::Table(below) => {
+                    entry.store(0, Ordering::Release);
+                    live = true;
+                    if let Some(visit) = &mut self.visit {
+                        let mut show = |extent| -> ControlFlow<()> {
+                            visit(extent);
+                            ControlFlow::Continue(())
+                        };
+                        let _ = self.p2m.visit_table(below, level.wrapping_sub(1), at, &self.range, &mut show);
+                    }
+                    self.p2m.retire(self.retired, below);
+                }
+                Entry::Leaf(mapping) => {
+                    entry.store(0, Ordering::Release);
+                    live = true;
+                    if let Some(visit) = &mut self.visit {
+                        visit(Extent { gfn: Gfn(at), frames: span(level), mapping });
+                    }
+                }
+                Entry::Empty => {}
+            }
+        }
+        live
+    }
+}
+
+/// Pages of one size in one table.
+struct Run {
+    gfn: u64,
+    size: PageSize,
+    count: u64,
+}
+
+/// A range as runs of the largest pages that both addresses allow.
+#[derive(Clone)]
+struct Runs {
+    at: u64,
+    end: u64,
+    /// mfn - gfn.
+    shift: u64,
+    largest: PageSize,
+}
+
+impl Iterator for Runs {
+    type Item = Run;
+
+    fn next(&mut self) -> Option<Run> {
+        let rest = self.end.checked_sub(self.at).filter(|rest| *rest > 0)?;
+        let both = self.at | self.at.wrapping_add(self.shift);
+        let size = PageSize::DESCENDING
+            .into_iter()
+            .find(|size| *size <= self.largest && size.frames() <= rest && both & size.frames().wrapping_sub(1) == 0)?;
+        // A larger page could begin only where this table ends, as the next level's page is the table's span.
+        let table = span(size.level().wrapping_add(1));
+        let to_table_end = table.wrapping_sub(self.at & table.wrapping_sub(1));
+        let count = rest.min(to_table_end).wrapping_shr(size.order().into());
+        let run = Run { gfn: self.at, size, count };
+        self.at = self.at.wrapping_add(count.wrapping_mul(size.frames()));
+        Some(run)
+    }
+}
+
+#[cfg(test)]
+#[path = "p2m_tests.rs"]
+mod tests;
