@@ -1,0 +1,75 @@
+//! Finding the functions of a segment: from a root bus through the bridges.
+
+use super::config::register;
+use super::{Function, Header, PciHost, Sbdf, Width};
+
+/// Buses of a segment, a bit each.
+#[derive(Default)]
+struct Buses([u128; 2]);
+
+impl Buses {
+    /// Adds a bus; false if it was there.
+    fn insert(&mut self, bus: u8) -> bool {
+        let [low, high] = &mut self.0;
+        let half = if bus < 128 { low } else { high };
+        let bit = 1u128 << (bus & 127);
+        let new = *half & bit == 0;
+        *half |= bit;
+        new
+    }
+
+    /// Takes the lowest bus.
+    fn take(&mut self) -> Option<u8> {
+        for (half, first) in self.0.iter_mut().zip([0u8, 128]) {
+            if *half != 0 {
+                let bus = half.trailing_zeros() as u8;
+                *half &= half.wrapping_sub(1);
+                return Some(first | bus);
+            }
+        }
+        None
+    }
+}
+
+/// Calls `found` with every function that is reached from bus `root`, each once, faulty ones included. It stops early
+/// when `found` answers false. Buses behind other roots are Dom0's to tell of (PHYSDEVOP_pci_device_add).
+pub fn scan(host: &impl PciHost, segment: u16, root: u8, mut found: impl FnMut(Function) -> bool) {
+    let (mut seen, mut waiting) = (Buses::default(), Buses::default());
+    seen.insert(root);
+    waiting.insert(root);
+    while let Some(bus) = waiting.take() {
+        for device in 0..32 {
+            for function in 0..8 {
+                let sbdf = Sbdf::new(segment, bus, device, function);
+                if let Some(it) = Function::probe(host, sbdf) {
+                    if let Header::Bridge { secondary } = it.header {
+                        // Zero: not configured yet.
+                        if secondary != 0 && !seen.insert(secondary) {
+                            log::warn!(
+                                "pci: {sbdf}: bridge to bus {secondary:02x}, which was found before; not followed"
+                            );
+                        } else if secondary != 0 {
+                            waiting.insert(secondary);
+                        }
+                    }
+                    if let Some(fault) = it.fault {
+                        log::warn!("pci: {sbdf}: {fault}; the device is hidden");
+                    }
+                    if !found(it) {
+                        return;
+                    }
+                } else if function == 0 {
+                    break;
+                }
+                // Without the multifunction bit the other seven do not exist, or are the first one again.
+                if function == 0 && host.read(sbdf, register::HEADER, Width::Byte) & 0x80 == 0 {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "scan_tests.rs"]
+mod tests;
