@@ -4,6 +4,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
+use mm::addr::Gfn;
 use mm::p2m::P2m;
 use mm::SharedPage;
 use xen_abi::memory::E820Entry;
@@ -53,6 +54,8 @@ pub struct Domain<M: Machine> {
     pub pages: AtomicU64,
     pub max_pages: AtomicU64,
     callback: AtomicU32,
+    /// Where the guest sees its shared_info.
+    shared_info_gfn: AtomicU64,
     wide: AtomicU8,
     /// VMASST_TYPE_* that it switched on.
     pub vm_assist: AtomicU64,
@@ -60,6 +63,9 @@ pub struct Domain<M: Machine> {
     paused_for_good: AtomicBool,
     pub machine: M::DomainState,
 }
+
+/// A gfn that cannot be.
+const NOWHERE: u64 = u64::MAX;
 
 /// No shutdown so far.
 const RUNNING: u32 = u32::MAX;
@@ -99,6 +105,7 @@ impl<M: Machine> Domain<M> {
             pages: AtomicU64::new(parts.pages),
             max_pages: AtomicU64::new(parts.max_pages),
             callback: AtomicU32::new(0),
+            shared_info_gfn: AtomicU64::new(NOWHERE),
             wide: AtomicU8::new(1),
             vm_assist: AtomicU64::new(0),
             shutdown: AtomicU32::new(RUNNING),
@@ -143,6 +150,12 @@ impl<M: Machine> Domain<M> {
 
     pub fn latch_width(&self, width: Width) {
         self.wide.store(u8::from(width == Width::Bits64), Ordering::Relaxed);
+    }
+
+    /// Notes where the guest sees its shared_info from now on; where it saw it before.
+    pub fn shared_info_moved_to(&self, gfn: Option<Gfn>) -> Option<Gfn> {
+        let before = self.shared_info_gfn.swap(gfn.map_or(NOWHERE, |gfn| gfn.0), Ordering::Relaxed);
+        (before != NOWHERE).then_some(Gfn(before))
     }
 
     /// The reason of its shutdown (SHUTDOWN_*), if it has shut down.

@@ -4,12 +4,12 @@ use alloc::sync::Arc;
 use core::mem::size_of;
 
 use mm::addr::GuestPhys;
-use mm::guest::GuestMemory;
+use mm::guest::CachedGuestMemory;
 use xen_abi::errno::Errno;
 use xen_abi::handle::GuestHandle;
 use xen_abi::numbers;
 use xen_abi::types::DomainId;
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::call;
 use crate::domain::Domain;
@@ -68,7 +68,7 @@ impl<M: Machine> Caller<'_, M> {
         linear: u64,
         len: usize,
         access: Access,
-        mut piece: impl FnMut(&GuestMemory<'_, M::Format>, GuestPhys, core::ops::Range<usize>) -> Result<(), Errno>,
+        mut piece: impl FnMut(&mut CachedGuestMemory<'_, M::Format>, GuestPhys, core::ops::Range<usize>) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
         let mut done = 0usize;
         while done < len {
@@ -76,8 +76,8 @@ impl<M: Machine> Caller<'_, M> {
             let room = FRAME.wrapping_sub(at % FRAME) as usize;
             let count = room.min(len.wrapping_sub(done));
             let physical = self.system.machine.translate(self.domain, self.context, at, access)?;
-            let memory = GuestMemory { p2m: &self.domain.p2m, memory: self.system.memory };
-            piece(&memory, physical, done..done.wrapping_add(count))?;
+            let cache = self.system.machine.p2m_cache(self.context);
+            piece(&mut CachedGuestMemory::new(&self.domain.p2m, cache), physical, done..done.wrapping_add(count))?;
             done = done.wrapping_add(count);
         }
         Ok(())

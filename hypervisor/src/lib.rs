@@ -29,6 +29,7 @@ pub mod grant;
 pub mod hypercall;
 pub mod machine;
 pub mod params;
+pub mod physmap;
 pub mod runstate;
 pub mod system;
 pub mod vcpu;

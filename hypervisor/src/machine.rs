@@ -4,7 +4,7 @@ use core::fmt::Debug;
 
 use mm::addr::GuestPhys;
 use mm::table::PageFormat;
-use mm::Flush;
+use mm::{Flush, P2mCache};
 use sched::Nanos;
 use xen_abi::errno::Errno;
 use xen_abi::types::VcpuId;
@@ -110,6 +110,9 @@ pub trait Machine: Sized + Send + Sync + 'static {
         linear: u64,
         access: Access,
     ) -> Result<GuestPhys, Errno>;
+
+    /// The running vCPU's cache of its domain's p2m.
+    fn p2m_cache<'a>(&self, context: &'a mut Self::Context) -> &'a mut P2mCache;
 
     /// The width of the code that made the hypercall.
     fn width(&self, context: &mut Self::Context) -> Width;

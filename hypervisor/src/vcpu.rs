@@ -95,6 +95,12 @@ impl<'a> VcpuInfo<'a> {
         self.page.atomic_u32(self.offset.wrapping_add(info::PENDING_SEL_32))
     }
 
+    /// The page and the offset of the vcpu_info within it.
+    #[inline]
+    pub fn place(&self) -> (&'a SharedPage, usize) {
+        (self.page, self.offset)
+    }
+
     /// The page and the offset of the `vcpu_time_info` within it.
     pub fn time(&self) -> (&'a SharedPage, usize) {
         (self.page, self.offset.wrapping_add(info::TIME))

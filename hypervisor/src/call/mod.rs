@@ -6,6 +6,7 @@ pub mod event_channel;
 pub mod grant_table;
 pub mod hvm;
 pub mod memory;
+mod memory_compat;
 pub mod physdev;
 pub mod platform;
 pub mod sched;

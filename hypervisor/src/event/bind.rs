@@ -11,17 +11,11 @@ use xen_abi::errno::Errno;
 use xen_abi::event::{EVTCHN_FIFO_PRIORITY_MIN, NR_VIRQS};
 use xen_abi::types::{DomainId, Port, VcpuId};
 
+use super::channels::{EventChannels, Guest, Party, conclude, is_global, raise};
 use super::fifo::{self, Fifo};
 use super::ports::{Binding, NO_QUEUE, Slot, State};
-use super::{EventChannels, Guest, conclude, is_global, raise, two_level};
+use super::two_level;
 use crate::area::Area;
-
-/// Who uses a port: the guest that has it, or the hypervisor, whose ports a guest can neither send by nor close nor move.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Party {
-    Guest,
-    Hypervisor,
-}
 
 /// What the lock protects apart from the ports' states.
 pub struct Changes {

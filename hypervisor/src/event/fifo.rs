@@ -19,7 +19,7 @@ use xen_abi::errno::Errno;
 use xen_abi::event as abi;
 use xen_abi::types::{Port, VcpuId};
 
-use super::Raised;
+use super::channels::Raised;
 use super::ports::{NO_QUEUE, Slot};
 use crate::area::Area;
 

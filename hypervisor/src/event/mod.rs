@@ -1,320 +1,196 @@
 //! Event channels: how domains, their vCPUs and the hypervisor notify each other.
 //!
-//! A domain has a table of [`ports`]. What a port is bound to changes under the domain's lock ([`bind`]); sending reads the port's
-//! word and takes no lock of the sender, and of the receiver only what its ABI needs: [`two_level`] none, [`fifo`] that of one queue.
-//! The order of the steps makes up for the missing locks, and each place that relies on it says how.
+//! A domain has a table of [`ports`]. What a port is bound to changes under the domain's lock ([`bind`]); sending ([`channels`]) reads
+//! the port's word and takes no lock of the sender, and of the receiver only what its ABI needs: [`two_level`] none, [`fifo`] that
+//! of one queue. The order of the steps makes up for the missing locks, and each place that relies on it says how.
+//!
+//! The functions of this file are what the rest of the hypervisor uses: they tie a [`Domain`] to the core.
 //!
 //! Two ends can disagree for a moment: a port may be closed between a sender's look at it and the delivery. A remote end therefore
 //! checks that it is still this sender's peer. What remains is at worst an event that was sent just before the close and shows just after,
 //! which the ABI allows: every consumer of events must cope with one that is spurious.
 
-mod bind;
+pub mod bind;
+pub mod channels;
 mod fifo;
 mod ports;
 #[cfg(test)]
 mod tests;
 mod two_level;
 
-use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::ops::Deref;
+use core::sync::atomic::Ordering;
 
+use alloc::sync::Arc;
 use mm::SharedPage;
-use mm::lock::{Lock, Rank};
-use spin::RwLock;
 use xen_abi::errno::Errno;
-use xen_abi::event::{NR_VIRQS, VIRQ_DEBUG, VIRQ_TIMER, VIRQ_XENOPROF, VIRQ_XENPMU};
 use xen_abi::types::{DomainId, Port, VcpuId};
 
-use crate::machine::Width;
-pub use bind::{
-    Party, alloc_for_hypervisor, alloc_unbound, bind_interdomain, bind_ipi, bind_vcpu, bind_virq, close, expand_array,
-    init_control, reset, set_priority,
-};
+use crate::domain::Domain;
+use crate::machine::{Machine, Width};
+use crate::system::System;
+use crate::vcpu::{Vcpu, hold};
+pub use channels::{EventChannels, Guest, Party, Route, Shared};
 pub use fifo::CONTROL_SIZE;
-use fifo::Fifo;
-use ports::Table;
-pub use ports::{Binding, MAX_VCPUS, Slot, State};
+pub use ports::{Binding, MAX_VCPUS, State};
 
-/// What event channels need of the domain that they belong to.
-pub trait Guest {
-    fn events(&self) -> &EventChannels;
-
-    fn shared_info(&self) -> &SharedPage;
-
-    /// The layout of shared_info and vcpu_info.
-    fn width(&self) -> Width;
-
-    /// Where a vCPU's vcpu_info is now: a page and an offset there. `None` if it has none yet.
-    fn info(&self, vcpu: VcpuId) -> Option<(&SharedPage, usize)>;
-
-    /// `evtchn_upcall_pending` of this vCPU became 1.
-    fn upcall(&self, vcpu: VcpuId);
-
-    /// An event of `port` became pending; this vCPU may be in a SCHEDOP_poll for it.
-    fn wake_poller(&self, vcpu: VcpuId, port: Port);
-
-    /// An event arrived at a port whose consumer is the hypervisor, on behalf of this vCPU.
-    fn hypervisor_event(&self, vcpu: VcpuId, port: Port);
-}
-
-/// Offset of `evtchn_upcall_pending` in vcpu_info.
-const UPCALL_PENDING: usize = core::mem::offset_of!(xen_abi::x86::VcpuInfo, evtchn_upcall_pending);
-
-/// What making an event pending came to.
-#[must_use]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Raised {
-    /// It was not pending before: whoever polls for it is to be woken.
-    newly: bool,
-    /// This vCPU is to take its upcall.
-    notify: Option<VcpuId>,
-}
-
-impl Raised {
-    const NOTHING: Raised = Raised { newly: false, notify: None };
-}
-
-/// The events of one domain.
-pub struct EventChannels {
-    domain: DomainId,
-    ports: Table,
-    /// Ports that the domain may have, by its creator's limit: those below this one.
-    port_limit: u32,
-    /// The port that each virq of each vCPU is bound to, 0 where it is not. Global virqs are vCPU 0's.
-    virqs: Vec<[AtomicU32; NR_VIRQS as usize]>,
-    /// vCPUs that may be in SCHEDOP_poll, a bit each. Only the vCPU itself changes its bit; one that is set too long costs a look.
-    pollers: Vec<AtomicU64>,
-    /// The FIFO ABI is in use. Senders look here first, so that nobody enters `fifo` while it is about to go.
-    fifo_in_use: AtomicBool,
-    /// Write-locked only while the FIFO ABI is taken into use or given up.
-    fifo: RwLock<Option<Fifo>>,
-    changes: Lock<bind::Changes>,
-}
-
-/// Where an event goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Route {
-    /// Nobody is at the other end.
-    Nowhere,
-    /// To a port of the sender itself.
-    Own(Port),
-    /// To a port of this domain, which may be the sender itself, if it is still connected to the sender's.
-    Peer { domain: DomainId, port: Port },
-}
-
-/// Whether a virq is the domain's, bound on vCPU 0 and movable, or each vCPU's own (Xen's `xen.h`).
-pub const fn is_global(virq: u32) -> bool {
-    !matches!(virq, VIRQ_TIMER | VIRQ_DEBUG | VIRQ_XENOPROF | VIRQ_XENPMU)
-}
-
-impl EventChannels {
-    /// The events of a domain with so many vCPUs, whose highest port is `max_port` (as XEN_DOMCTL_createdomain's max_evtchn_port).
-    /// EINVAL for more vCPUs than [`MAX_VCPUS`], ENOMEM where memory is short.
-    pub fn new(domain: DomainId, vcpus: u32, max_port: u32) -> Result<EventChannels, Errno> {
-        if vcpus > MAX_VCPUS {
-            return Err(Errno::EINVAL);
-        }
-        let mut virqs = Vec::new();
-        virqs.try_reserve_exact(vcpus as usize).map_err(|_| Errno::ENOMEM)?;
-        virqs.resize_with(vcpus as usize, || [const { AtomicU32::new(0) }; NR_VIRQS as usize]);
-        let mut pollers = Vec::new();
-        let words = vcpus.div_ceil(u64::BITS) as usize;
-        pollers.try_reserve_exact(words).map_err(|_| Errno::ENOMEM)?;
-        pollers.resize_with(words, || AtomicU64::new(0));
-        let ports = Table::new();
-        ports.get_or_grow(Port(0))?.set(State::new(Binding::Reserved, VcpuId(0)));
-        Ok(EventChannels {
-            domain,
-            ports,
-            port_limit: max_port.saturating_add(1).min(fifo::PORTS),
-            virqs,
-            pollers,
-            fifo_in_use: AtomicBool::new(false),
-            fifo: RwLock::new(None),
-            changes: Lock::new(Rank::Events, bind::Changes::default()),
-        })
+impl<M: Machine> Shared for Domain<M> {
+    #[inline]
+    fn events(&self) -> &EventChannels {
+        &self.events
     }
 
     #[inline]
-    pub fn domain(&self) -> DomainId {
-        self.domain
-    }
-
-    /// A port's state. EINVAL for a port that the domain's table does not reach.
-    #[inline]
-    pub fn state(&self, port: Port) -> Result<State, Errno> {
-        self.ports.get(port).map(Slot::state).ok_or(Errno::EINVAL)
-    }
-
-    /// Where an event sent by this port goes. EINVAL for a port that cannot send, or that is not this party's.
-    #[inline]
-    pub fn route(&self, port: Port, by: Party) -> Result<Route, Errno> {
-        let state = self.state(port)?;
-        if state.is_hypervisors() != (by == Party::Hypervisor) {
-            return Err(Errno::EINVAL);
-        }
-        match state.binding() {
-            Binding::Interdomain { remote, port } => Ok(Route::Peer { domain: remote, port }),
-            Binding::Ipi => Ok(Route::Own(port)),
-            Binding::Unbound { .. } => Ok(Route::Nowhere),
-            Binding::Free | Binding::Reserved | Binding::Virq(_) => Err(Errno::EINVAL),
-        }
+    fn shared_info(&self) -> &SharedPage {
+        &self.shared_info
     }
 
     #[inline]
-    fn uses_fifo(&self) -> bool {
-        self.fifo_in_use.load(Ordering::SeqCst)
+    fn width(&self) -> Width {
+        self.shared_width()
     }
 
-    /// Whether an event is pending, masked or not. EINVAL for a port that the domain's table does not reach.
-    pub fn is_pending<G: Guest>(guest: &G, port: Port) -> Result<bool, Errno> {
-        let events = guest.events();
-        let slot = events.ports.get(port).ok_or(Errno::EINVAL)?;
-        Ok(match &*events.fifo.read() {
-            Some(fifo) => fifo.is_pending(port, slot),
-            None => two_level::is_pending(guest, port),
-        })
+    #[inline]
+    fn info(&self, vcpu: VcpuId) -> Option<(&SharedPage, usize)> {
+        Some(self.vcpu(vcpu)?.info(self)?.place())
+    }
+}
+
+/// A domain on its machine: somebody who can be notified.
+pub struct Target<'a, M: Machine> {
+    machine: &'a M,
+    domain: &'a Domain<M>,
+}
+
+impl<'a, M: Machine> Target<'a, M> {
+    #[inline]
+    pub fn new(system: &'a System<M>, domain: &'a Domain<M>) -> Self {
+        Target { machine: &system.machine, domain }
+    }
+}
+
+impl<M: Machine> Shared for Target<'_, M> {
+    #[inline]
+    fn events(&self) -> &EventChannels {
+        self.domain.events()
     }
 
-    /// The vCPU is about to look whether its ports are pending, and to sleep if none is (SCHEDOP_poll). It says so first, so that
-    /// a sender that it does not see yet sees it.
-    pub fn poll_begins(&self, vcpu: VcpuId) {
-        if let Some((word, bit)) = self.poller(vcpu) {
-            word.fetch_or(bit, Ordering::SeqCst);
+    #[inline]
+    fn shared_info(&self) -> &SharedPage {
+        self.domain.shared_info()
+    }
+
+    #[inline]
+    fn width(&self) -> Width {
+        self.domain.width()
+    }
+
+    #[inline]
+    fn info(&self, vcpu: VcpuId) -> Option<(&SharedPage, usize)> {
+        self.domain.info(vcpu)
+    }
+}
+
+impl<M: Machine> Guest for Target<'_, M> {
+    #[inline]
+    fn upcall(&self, vcpu: VcpuId) {
+        if let Some(vcpu) = self.domain.vcpu(vcpu) {
+            self.machine.upcall(self.domain, vcpu);
         }
     }
 
-    /// The vCPU runs on. Only it may say so.
-    pub fn poll_ended(&self, vcpu: VcpuId) {
-        if let Some((word, bit)) = self.poller(vcpu) {
-            word.fetch_and(!bit, Ordering::SeqCst);
+    fn wake_poller(&self, vcpu: VcpuId, port: Port) {
+        if let Some(vcpu) = self.domain.vcpu(vcpu)
+            && vcpu.polls(port.0)
+            && vcpu.clear_hold(hold::POLLING)
+        {
+            self.machine.wake(self.domain, vcpu);
         }
     }
 
-    fn poller(&self, vcpu: VcpuId) -> Option<(&AtomicU64, u64)> {
-        Some((self.pollers.get((vcpu.0 / u64::BITS) as usize)?, 1u64.wrapping_shl(vcpu.0)))
-    }
-}
-
-/// Makes an event pending at one of the guest's own ports and tells whoever waits for it.
-#[inline]
-fn raise(guest: &impl Guest, port: Port, slot: &Slot) {
-    let events = guest.events();
-    let mut raised = Raised::NOTHING;
-    if !events.uses_fifo() {
-        raised = two_level::raise(guest, port, slot);
-        conclude(guest, port, raised);
-    }
-    // Asked again: if the ABI changed in between, then what was set above may have been missed by the migration (which sets the flag
-    // first and then looks at the bits).
-    if events.uses_fifo() {
-        raised = events.fifo.read().as_ref().map_or(raised, |fifo| fifo.raise(port, slot));
-        conclude(guest, port, raised);
-    }
-}
-
-#[inline]
-fn conclude(guest: &impl Guest, port: Port, raised: Raised) {
-    if let Some(vcpu) = raised.notify {
-        mark_upcall(guest, vcpu);
-    }
-    if raised.newly {
-        wake_pollers(guest, port);
-    }
-}
-
-/// Sets `evtchn_upcall_pending`, and has the vCPU take its upcall if it was clear.
-#[inline]
-fn mark_upcall(guest: &impl Guest, vcpu: VcpuId) {
-    // The place is looked up after the event was made visible: if vcpu_info moves now, `info_moved` has the vCPU look at everything.
-    let Some((page, info)) = guest.info(vcpu) else { return };
-    let Some(pending) = page.atomic_u8(info.wrapping_add(UPCALL_PENDING)) else { return };
-    if pending.swap(1, Ordering::SeqCst) == 0 {
-        guest.upcall(vcpu);
-    }
-}
-
-#[inline]
-fn wake_pollers(guest: &impl Guest, port: Port) {
-    for (first, word) in (0u32..).step_by(64).zip(&guest.events().pollers) {
-        let mut bits = word.load(Ordering::SeqCst);
-        while bits != 0 {
-            guest.wake_poller(VcpuId(first.wrapping_add(bits.trailing_zeros())), port);
-            bits &= bits.wrapping_sub(1);
+    fn hypervisor_event(&self, vcpu: VcpuId, _port: Port) {
+        if let Some(vcpu) = self.domain.vcpu(vcpu) {
+            self.machine.wake(self.domain, vcpu);
         }
     }
 }
 
-/// Delivers an event to one of the guest's own ports: what [`Route::Own`] asks for.
-#[inline]
-pub fn deliver(guest: &impl Guest, port: Port) {
-    if let Some(slot) = guest.events().ports.get(port) {
-        raise(guest, port, slot);
+/// The events of a domain that is kept alive meanwhile.
+pub struct EventsOf<M: Machine>(Arc<Domain<M>>);
+
+impl<M: Machine> Deref for EventsOf<M> {
+    type Target = EventChannels;
+
+    fn deref(&self) -> &EventChannels {
+        &self.0.events
     }
 }
 
-/// Delivers an event that came from `sender`'s port `from`: what [`Route::Peer`] asks for. Nothing happens if the two are no longer
-/// connected.
-#[inline]
-pub fn deliver_from(guest: &impl Guest, sender: DomainId, from: Port, port: Port) {
-    let Some(slot) = guest.events().ports.get(port) else { return };
-    let state = slot.state();
-    if !state.is_peer_of(sender, from) {
-        return;
-    }
-    if state.is_hypervisors() {
-        guest.hypervisor_event(state.vcpu(), port);
-    } else {
-        raise(guest, port, slot);
-    }
+/// How [`bind::close`] and [`bind::reset`] find the other end.
+pub fn find<M: Machine>(system: &System<M>) -> impl Fn(DomainId) -> Option<EventsOf<M>> + '_ {
+    |id| system.domain(id).map(EventsOf)
 }
 
-/// Sends a virq to one vCPU, or a global one (`vcpu` 0) to the domain. False if the guest has not bound it.
+/// EVTCHNOP_send, and what the hypervisor sends by a port of its own ([`notify`]).
 #[inline]
-pub fn send_virq(guest: &impl Guest, vcpu: VcpuId, virq: u32) -> bool {
-    let events = guest.events();
-    let bound = events.virqs.get(vcpu.0 as usize).and_then(|virqs| virqs.get(virq as usize));
-    let port = Port(bound.map_or(0, |port| port.load(Ordering::Acquire)));
-    match events.ports.get(port) {
-        Some(slot) if slot.state().is_virq(virq) => {
-            raise(guest, port, slot);
-            true
+fn send_by<M: Machine>(system: &System<M>, domain: &Domain<M>, port: Port, by: Party) -> Result<(), Errno> {
+    match domain.events.route(port, by)? {
+        Route::Nowhere => {}
+        Route::Own(port) => channels::deliver(&Target::new(system, domain), port),
+        Route::Peer { domain: peer, port: to } if peer == domain.id => {
+            channels::deliver_from(&Target::new(system, domain), domain.id, port, to);
         }
-        _ => false,
-    }
-}
-
-/// Sends a global virq to the domain, which for most of them is the control domain.
-pub fn send_global_virq(guest: &impl Guest, virq: u32) -> bool {
-    send_virq(guest, VcpuId(0), virq)
-}
-
-/// EVTCHNOP_unmask: delivers what was held back. EINVAL for a port that the domain's table does not reach.
-#[inline]
-pub fn unmask(guest: &impl Guest, port: Port) -> Result<(), Errno> {
-    let events = guest.events();
-    let slot = events.ports.get(port).ok_or(Errno::EINVAL)?;
-    if slot.state().is_free() {
-        return Ok(());
-    }
-    let notify = if events.uses_fifo() {
-        events.fifo.read().as_ref().and_then(|fifo| fifo.unmask(port, slot))
-    } else {
-        two_level::unmask(guest, port, slot)
-    };
-    if let Some(vcpu) = notify {
-        mark_upcall(guest, vcpu);
+        Route::Peer { domain: peer, port: to } => {
+            if let Some(peer) = system.domain(peer) {
+                channels::deliver_from(&Target::new(system, &peer), domain.id, port, to);
+            }
+        }
     }
     Ok(())
 }
 
-/// A vCPU's vcpu_info is in a new place now. An event may just have been noted in the old one: the vCPU is made to look at
-/// everything, as Xen does, and copes with finding nothing.
-pub fn info_moved(guest: &impl Guest, vcpu: VcpuId) {
-    two_level::select_all(guest, vcpu);
-    let Some((page, info)) = guest.info(vcpu) else { return };
-    if let Some(pending) = page.atomic_u8(info.wrapping_add(UPCALL_PENDING)) {
-        pending.store(1, Ordering::SeqCst);
-        guest.upcall(vcpu);
+/// EVTCHNOP_send. EINVAL for a port that cannot send.
+#[inline]
+pub fn send<M: Machine>(system: &System<M>, domain: &Domain<M>, port: Port) -> Result<(), Errno> {
+    send_by(system, domain, port, Party::Guest)
+}
+
+/// Sends by a port of the domain whose local end is the hypervisor ([`bind::alloc_for_hypervisor`]). EINVAL for any other.
+#[inline]
+pub fn notify<M: Machine>(system: &System<M>, domain: &Domain<M>, port: Port) -> Result<(), Errno> {
+    send_by(system, domain, port, Party::Hypervisor)
+}
+
+/// Sends a virq to one vCPU, or a global one to the domain by its vCPU 0. False if the guest has not bound it.
+#[inline]
+pub fn send_virq<M: Machine>(system: &System<M>, domain: &Domain<M>, vcpu: &Vcpu<M>, virq: u32) -> bool {
+    channels::send_virq(&Target::new(system, domain), vcpu.id, virq)
+}
+
+/// Sends a global virq to the control domain, whose they are (but VIRQ_ARGO). False if there is none or it has not bound it.
+pub fn send_global_virq<M: Machine>(system: &System<M>, virq: u32) -> bool {
+    system.control().is_some_and(|domain| channels::send_virq(&Target::new(system, &domain), VcpuId(0), virq))
+}
+
+/// Whether an event is pending at a port, masked or not. EINVAL for a port that the domain's table does not reach.
+pub fn is_pending<M: Machine>(domain: &Domain<M>, port: Port) -> Result<bool, Errno> {
+    channels::is_pending(domain, port)
+}
+
+/// The vCPU's vcpu_info is in a new place now; it is made to look at everything.
+pub fn info_moved<M: Machine>(system: &System<M>, domain: &Domain<M>, vcpu: &Vcpu<M>) {
+    channels::info_moved(&Target::new(system, domain), vcpu.id);
+}
+
+/// Repeats the upcall of a vCPU whose `evtchn_upcall_pending` is set, once there is a new way to make it.
+pub fn raise_if_pending<M: Machine>(system: &System<M>, domain: &Domain<M>, vcpu: &Vcpu<M>) {
+    let pending = vcpu.info(domain).and_then(|info| info.upcall_pending());
+    if pending.is_some_and(|pending| pending.load(Ordering::SeqCst) != 0) {
+        system.machine.upcall(domain, vcpu);
     }
+}
+
+/// Closes the ports of a domain that ends, a part at a time; true when all are closed.
+pub fn close_all<M: Machine>(system: &System<M>, domain: &Domain<M>, budget: u32) -> bool {
+    bind::reset(&Target::new(system, domain), Party::Hypervisor, budget, find(system))
 }

@@ -1,6 +1,6 @@
 //! A domain's ports: what each is bound to, in one word that is read without a lock.
 //!
-//! Words change only under the domain's lock ([`super::EventChannels`]); whoever sends reads one and acts on it. Slots come
+//! Words change only under the domain's lock ([`super::channels`]); whoever sends reads one and acts on it. Slots come
 //! in chunks that double, are never moved and live as long as the domain, so a reference to one stays good.
 
 use alloc::vec::Vec;
@@ -220,7 +220,7 @@ impl Table {
             let mut slots = Vec::new();
             slots.try_reserve_exact(count).map_err(|_| Errno::ENOMEM)?;
             slots.resize_with(count, Slot::new);
-            Ok(slots)
+            Ok::<_, Errno>(slots)
         })?;
         slots.get(port.0.wrapping_sub(first) as usize).ok_or(Errno::ENOSPC)
     }

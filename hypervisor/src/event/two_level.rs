@@ -10,8 +10,8 @@ use mm::SharedPage;
 use xen_abi::event::{EVTCHN_2L_NR_CHANNELS, EVTCHN_2L_NR_CHANNELS_32};
 use xen_abi::types::{Port, VcpuId};
 
+use super::channels::{Raised, Shared};
 use super::ports::Slot;
-use super::{Guest, Raised};
 use crate::machine::Width;
 
 /// Where things are for a guest of one width (Xen's `xen.h`: shared_info and vcpu_info).
@@ -86,19 +86,19 @@ impl<'a> Bit<'a> {
 }
 
 #[inline]
-fn pending<G: Guest>(guest: &G, port: Port) -> Option<Bit<'_>> {
+fn pending<G: Shared>(guest: &G, port: Port) -> Option<Bit<'_>> {
     (port.0 < layout(guest.width()).ports).then(|| Bit::new(guest.shared_info(), PENDING, port.0))?
 }
 
 #[inline]
-fn mask<G: Guest>(guest: &G, port: Port) -> Option<Bit<'_>> {
+fn mask<G: Shared>(guest: &G, port: Port) -> Option<Bit<'_>> {
     let layout = layout(guest.width());
     (port.0 < layout.ports).then(|| Bit::new(guest.shared_info(), layout.mask, port.0))?
 }
 
 /// Makes a port's event pending, unless the guest has not taken the last one yet.
 #[inline]
-pub fn raise(guest: &impl Guest, port: Port, slot: &Slot) -> Raised {
+pub fn raise(guest: &impl Shared, port: Port, slot: &Slot) -> Raised {
     let (Some(pending), Some(mask)) = (pending(guest, port), mask(guest, port)) else { return Raised::NOTHING };
     if !pending.set() {
         return Raised::NOTHING;
@@ -109,14 +109,14 @@ pub fn raise(guest: &impl Guest, port: Port, slot: &Slot) -> Raised {
 }
 
 /// Clears a port's mask; the vCPU to notify if that lets a pending event through.
-pub fn unmask(guest: &impl Guest, port: Port, slot: &Slot) -> Option<VcpuId> {
+pub fn unmask(guest: &impl Shared, port: Port, slot: &Slot) -> Option<VcpuId> {
     let through = mask(guest, port)?.clear() && is_pending(guest, port);
     if through { select(guest, slot.state().vcpu(), port) } else { None }
 }
 
 /// Tells a vCPU which word to look at; the vCPU itself if it does not know yet.
 #[inline]
-fn select(guest: &impl Guest, vcpu: VcpuId, port: Port) -> Option<VcpuId> {
+fn select(guest: &impl Shared, vcpu: VcpuId, port: Port) -> Option<VcpuId> {
     let layout = layout(guest.width());
     let (page, info) = guest.info(vcpu)?;
     let selector = Bit::new(page, info.wrapping_add(layout.selector), port.0.checked_div(layout.grain)?)?;
@@ -124,7 +124,7 @@ fn select(guest: &impl Guest, vcpu: VcpuId, port: Port) -> Option<VcpuId> {
 }
 
 /// Has a vCPU look at every word.
-pub fn select_all(guest: &impl Guest, vcpu: VcpuId) {
+pub fn select_all(guest: &impl Shared, vcpu: VcpuId) {
     let Some((page, info)) = guest.info(vcpu) else { return };
     let layout = layout(guest.width());
     let words = layout.grain as usize / 32;
@@ -135,11 +135,11 @@ pub fn select_all(guest: &impl Guest, vcpu: VcpuId) {
     }
 }
 
-pub fn is_pending(guest: &impl Guest, port: Port) -> bool {
+pub fn is_pending(guest: &impl Shared, port: Port) -> bool {
     pending(guest, port).is_some_and(|bit| bit.is_set())
 }
 
-pub fn clear_pending(guest: &impl Guest, port: Port) {
+pub fn clear_pending(guest: &impl Shared, port: Port) {
     if let Some(bit) = pending(guest, port) {
         bit.clear();
     }

@@ -1,0 +1,148 @@
+//! A domain's mappings of others' frames, by the handles that it was given.
+//!
+//! Handles come from a free list of each vCPU, so that vCPUs that map at the same time share nothing. A handle that is freed goes
+//! back to the list it came from.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use mm::FrameRef;
+use mm::addr::Gfn;
+use mm::lock::{Lock, Rank};
+use spin::Once;
+use xen_abi::errno::Errno;
+use xen_abi::types::GrantRef;
+
+use super::table::{Table, boxed};
+
+/// A mapping of another's frame. The frame cannot be freed while this exists, and the entry that granted it is pinned.
+pub struct Track {
+    /// The granter's table; it outlives the granter.
+    pub table: Arc<Table>,
+    pub gref: GrantRef,
+    pub write: bool,
+    pub frame: FrameRef,
+    /// Where it is mapped.
+    pub at: Gfn,
+}
+
+pub struct Maptrack {
+    /// In chunks, each of one vCPU. Made when the first mapping is.
+    chunks: Once<Box<[Once<Chunk>]>>,
+    /// Chunks that are spoken for.
+    used: AtomicU32,
+    limit: u32,
+    /// Handles that are free, a list a vCPU.
+    free: Box<[Lock<Vec<u32>>]>,
+}
+
+struct Chunk {
+    vcpu: usize,
+    slots: Box<[Lock<Option<Track>>]>,
+}
+
+impl Maptrack {
+    /// Mappings in a chunk.
+    pub const CHUNK: u32 = 256;
+
+    pub(super) fn new(max_chunks: u32, vcpus: usize) -> Result<Self, Errno> {
+        // Handles have 32 bits, and the highest ones are no handles.
+        let limit = max_chunks.min(u32::MAX / Self::CHUNK / 2);
+        let list = || Lock::new(Rank::Grant, Vec::new());
+        Ok(Maptrack { chunks: Once::new(), used: AtomicU32::new(0), limit, free: boxed(vcpus.max(1), list)? })
+    }
+
+    #[inline]
+    fn chunk(&self, handle: u32) -> Option<&Chunk> {
+        self.chunks.get()?.get((handle / Self::CHUNK) as usize)?.get()
+    }
+
+    #[inline]
+    fn slot(&self, handle: u32) -> Option<&Lock<Option<Track>>> {
+        self.chunk(handle)?.slots.get((handle % Self::CHUNK) as usize)
+    }
+
+    #[inline]
+    fn list(&self, vcpu: usize) -> Option<&Lock<Vec<u32>>> {
+        // A vCPU beyond the number that was announced shares the first one's.
+        self.free.get(vcpu).or_else(|| self.free.first())
+    }
+
+    /// A handle that is nobody's, to be [filled](Self::fill) or [given back](Self::give_back). `None` if there is none.
+    #[inline]
+    pub fn allocate(&self, vcpu: usize) -> Option<u32> {
+        if let Some(handle) = self.list(vcpu)?.lock().pop() {
+            return Some(handle);
+        }
+        self.grow(vcpu).or_else(|| self.free.iter().find_map(|list| list.lock().pop()))
+    }
+
+    /// A chunk more for this vCPU, and the first of its handles.
+    #[cold]
+    fn grow(&self, vcpu: usize) -> Option<u32> {
+        let chunks = match self.chunks.get() {
+            Some(chunks) => chunks,
+            None => {
+                let made = boxed(self.limit as usize, Once::new).ok()?;
+                self.chunks.call_once(|| made)
+            }
+        };
+        // Everything that can fail comes first, so that no chunk is spoken for in vain.
+        let slots = boxed(Self::CHUNK as usize, || Lock::new(Rank::Grant, None)).ok()?;
+        let mut list = self.list(vcpu)?.lock();
+        list.try_reserve(Self::CHUNK as usize).ok()?;
+        let claim = |used: u32| (used < self.limit).then_some(used.wrapping_add(1));
+        let index = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).ok()?;
+        let vcpu = if vcpu < self.free.len() { vcpu } else { 0 };
+        chunks.get(index as usize)?.call_once(|| Chunk { vcpu, slots });
+        let first = index.checked_mul(Self::CHUNK)?;
+        // The lowest comes out first. There is room for all handles of all chunks of this list: freeing never allocates.
+        list.extend((1..Self::CHUNK).rev().map(|offset| first.wrapping_add(offset)));
+        Some(first)
+    }
+
+    /// Frees a handle.
+    #[inline]
+    pub fn give_back(&self, handle: u32) {
+        let Some(list) = self.chunk(handle).and_then(|chunk| self.list(chunk.vcpu)) else { return };
+        let mut list = list.lock();
+        debug_assert!(list.len() < list.capacity());
+        list.push(handle);
+    }
+
+    /// Remembers a mapping under a handle from [`allocate`](Self::allocate).
+    #[inline]
+    pub fn fill(&self, handle: u32, track: Track) {
+        if let Some(slot) = self.slot(handle) {
+            *slot.lock() = Some(track);
+        }
+    }
+
+    /// Takes the mapping out, if `accept` agrees to it: of several who try, one succeeds. The handle is still to be given back.
+    #[inline]
+    pub fn take<E>(&self, handle: u32, absent: E, accept: impl FnOnce(&Track) -> Result<(), E>) -> Result<Track, E> {
+        let Some(slot) = self.slot(handle) else { return Err(absent) };
+        let mut slot = slot.lock();
+        match slot.as_ref() {
+            Some(track) => accept(track)?,
+            None => return Err(absent),
+        }
+        slot.take().ok_or(absent)
+    }
+
+    /// The handles that could exist, for taking down a domain.
+    pub fn handles(&self) -> core::ops::Range<u32> {
+        0..self.used.load(Ordering::Acquire).saturating_mul(Self::CHUNK)
+    }
+
+    /// Mappings that there are. For tests and dumps: it looks at every slot.
+    pub fn len(&self) -> usize {
+        self.handles().filter(|handle| self.slot(*handle).is_some_and(|slot| slot.lock().is_some())).count()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
