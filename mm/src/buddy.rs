@@ -272,7 +272,7 @@ mod tests {
     const FRAMES: u64 = 1 << 10;
 
     fn table() -> FrameTable {
-        FrameTable(Vec::leak((0..FRAMES).map(|_| FrameSlot::EMPTY).collect()))
+        FrameTable(Vec::leak((0..FRAMES).map(|_| FrameSlot::new()).collect()))
     }
 
     /// Which frames are free, by the lists; panics where two blocks overlap or list and table disagree.

@@ -1,5 +1,7 @@
 //! A machine's memory on the host's heap, for tests: RAM, a page-table format, and a TLB that remembers what it should not.
 
+#![allow(clippy::expect_used, clippy::arithmetic_side_effects, reason = "only tests run this")]
+
 use std::alloc::Layout;
 use std::collections::HashMap;
 
@@ -27,7 +29,7 @@ pub fn parts(frames: u64) -> (Window, &'static [FrameSlot]) {
     unsafe { base.write_bytes(0xa5, bytes) };
     // SAFETY: the allocation is never freed and nothing else refers to it.
     let window = unsafe { Window::new(base, HostPhys(bytes as u64)) };
-    (window, Vec::leak((0..frames).map(|_| FrameSlot::EMPTY).collect()))
+    (window, Vec::leak((0..frames).map(|_| FrameSlot::new()).collect()))
 }
 
 /// A page-table format of no hardware: bit 0 present, 1 leaf, 2–5 kind, 6–8 memory type, 12–51 frame, 63 always set.

@@ -134,7 +134,9 @@ const _: () = assert!(size_of::<FrameSlot>() == 16);
 
 impl FrameSlot {
     /// The slot of a frame that is not RAM.
-    pub const EMPTY: Self = Self { state: AtomicU64::new(0), previous: AtomicU32::new(0), next: AtomicU32::new(0) };
+    pub const fn new() -> Self {
+        Self { state: AtomicU64::new(0), previous: AtomicU32::new(0), next: AtomicU32::new(0) }
+    }
 
     #[inline]
     pub(crate) fn state(&self) -> FrameState {
@@ -236,7 +238,7 @@ mod tests {
 
     #[test]
     fn references_are_counted_beside_the_rest() {
-        let slot = FrameSlot::EMPTY;
+        let slot = FrameSlot::new();
         slot.set(FrameState::new(FrameKind::Owned, DomainId(3)));
         slot.add_reference(|_| Ok::<_, ()>(())).unwrap();
         assert_eq!(slot.state().count(), 1);

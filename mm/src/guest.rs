@@ -10,8 +10,7 @@ use xen_abi::errno::Errno;
 
 use crate::addr::{Gfn, GuestPhys, HostPhys, PAGE_SIZE};
 use crate::memory::Memory;
-use crate::p2m::P2m;
-use crate::p2m_cache::P2mCache;
+use crate::p2m::{P2m, P2mCache};
 use crate::table::{Mapping, PageFormat};
 use crate::window::Window;
 

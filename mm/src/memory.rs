@@ -6,7 +6,7 @@ use core::ops::Range;
 use xen_abi::errno::Errno;
 use xen_abi::types::DomainId;
 
-use crate::addr::{HostPhys, Mfn, PAGE_SIZE};
+use crate::addr::{HostPhys, Mfn};
 use crate::buddy::{Block, Buddy};
 use crate::frame::{FrameKind, FrameSlot, FrameState, FrameTable};
 use crate::frames::{Dirty, Frames};
@@ -52,7 +52,7 @@ impl Memory {
     /// beyond it or beyond the window are left alone.
     pub fn new(window: Window, table: &'static [FrameSlot], ram: &[Range<Mfn>]) -> Self {
         // The lists in the frame table hold frame numbers of 32 bits, the last of which ends a list.
-        let shown = (window.limit().0 / PAGE_SIZE as u64).min(u64::from(u32::MAX));
+        let shown = window.limit().mfn().0.min(u64::from(u32::MAX));
         let table = FrameTable(table.get(..usize::try_from(shown).unwrap_or(usize::MAX)).unwrap_or(table));
         let memory = Self { window, table, buddy: Lock::new(Rank::Frames, Buddy::new()) };
         for (index, range) in ram.iter().enumerate() {

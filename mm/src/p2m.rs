@@ -3,60 +3,28 @@
 //! Looking a gfn up takes no lock: entries are atomic, and a table taken out of the tree keeps its contents until
 //! [`P2m::reclaim`]. Changes take the map's lock, do all allocation before the first visible change, and end in a [`Flush`].
 
+mod cache;
+mod flush;
+mod runs;
 mod single;
+mod unmap;
+mod visit;
 
-use core::ops::{ControlFlow, Range};
+pub use cache::P2mCache;
+pub use flush::Flush;
+pub use visit::Extent;
+
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use xen_abi::errno::Errno;
 use xen_abi::types::DomainId;
 
+use self::runs::Runs;
 use crate::addr::{Gfn, Mfn, PageSize};
 use crate::lock::{Guard, Lock, Rank};
 use crate::memory::{FrameRef, Memory};
 use crate::table::{Entry, Mapping, MemoryType, PageFormat, PageKind};
-
-/// What must be flushed: translations that were live before a change. The machine spends it by invalidating them on every CPU
-/// (and IOMMU) that may have cached them. Until then, what was unmapped must not be given to others.
-#[must_use = "stale translations stay in use until the machine spends this"]
-#[derive(Debug, PartialEq, Eq)]
-pub struct Flush {
-    generation: u64,
-}
-
-impl Flush {
-    /// Nothing was live, so there is nothing to do.
-    #[inline]
-    pub const fn none() -> Self {
-        Self { generation: 0 }
-    }
-
-    #[inline]
-    pub const fn is_none(&self) -> bool {
-        self.generation == 0
-    }
-
-    /// One flush that does for both; both must be of one p2m.
-    #[inline]
-    pub fn merge(self, other: Self) -> Self {
-        Self { generation: self.generation.max(other.generation) }
-    }
-
-    /// Spends the flush: the generation of the p2m that CPUs must have caught up with, or `None` if they need not.
-    #[inline]
-    pub fn spend(self) -> Option<u64> {
-        (self.generation != 0).then_some(self.generation)
-    }
-}
-
-/// Guest frames that one leaf maps, or the part of it that was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
-    pub gfn: Gfn,
-    pub frames: u64,
-    /// The leaf, with `mfn` the frame behind `gfn`.
-    pub mapping: Mapping,
-}
 
 /// Tables that are out of the tree but may still be looked at; a list through the frame table.
 struct Retired {
@@ -294,27 +262,6 @@ impl<F: PageFormat> P2m<F> {
         Ok(self.finish(retired, live))
     }
 
-    /// Unmaps `frames` gfns; those not mapped are passed over, and where whole tables are absent, quickly.
-    ///
-    /// # Errors
-    /// EINVAL for a range beyond the end, ENOMEM if a large page at its edge could not be split; nothing has changed then.
-    pub fn unmap(&self, gfn: Gfn, frames: u64) -> Result<Flush, Errno> {
-        self.unmap_range(gfn, frames, None)
-    }
-
-    /// As [`unmap`](Self::unmap), showing everything that was mapped, ascending. `visit` runs under the map's lock.
-    pub fn unmap_each(&self, gfn: Gfn, frames: u64, mut visit: impl FnMut(Extent)) -> Result<Flush, Errno> {
-        self.unmap_range(gfn, frames, Some(&mut visit))
-    }
-
-    fn unmap_range(&self, gfn: Gfn, frames: u64, visit: Option<&mut dyn FnMut(Extent)>) -> Result<Flush, Errno> {
-        let range = Self::check_range(gfn, frames)?;
-        let mut retired = self.edit.lock();
-        self.split_edges(&range, |_| true)?;
-        let live = Clear { p2m: self, range, visit, retired: &mut retired }.table(self.root, F::LEVELS, 0);
-        Ok(self.finish(retired, live))
-    }
-
     /// Makes pages of the kind `from` ones of the kind `to`; others stay.
     ///
     /// # Errors
@@ -343,51 +290,6 @@ impl<F: PageFormat> P2m<F> {
             }
         }
         changed
-    }
-
-    /// Shows what is mapped in `frames` gfns from `gfn` on, ascending, until `visit` breaks. Takes no lock: concurrent
-    /// changes may be seen or not.
-    pub fn visit<B>(&self, gfn: Gfn, frames: u64, mut visit: impl FnMut(Extent) -> ControlFlow<B>) -> ControlFlow<B> {
-        let end = gfn.0.saturating_add(frames).min(Self::FRAMES);
-        self.visit_table(self.root, F::LEVELS, 0, &(gfn.0..end), &mut visit)
-    }
-
-    fn visit_table<B>(
-        &self,
-        table: Mfn,
-        level: u8,
-        base: u64,
-        range: &Range<u64>,
-        visit: &mut dyn FnMut(Extent) -> ControlFlow<B>,
-    ) -> ControlFlow<B> {
-        for (index, at) in entries(level, base, range) {
-            let Some(entry) = self.entry(table, index) else { continue };
-            let value = entry.load(Ordering::Acquire);
-            if value == 0 {
-                continue;
-            }
-            match self.format.decode(value, level) {
-                Entry::Leaf(mapping) => {
-                    let first = at.max(range.start);
-                    let end = at.wrapping_add(span(level)).min(range.end);
-                    let mapping = seen_from(mapping, first, level);
-                    visit(Extent { gfn: Gfn(first), frames: end.wrapping_sub(first), mapping })?;
-                }
-                Entry::Table(below) if level > 1 => {
-                    self.visit_table(below, level.wrapping_sub(1), at, range, visit)?;
-                }
-                _ => {}
-            }
-        }
-        ControlFlow::Continue(())
-    }
-
-    /// The first thing mapped at `gfn` or later, up to its leaf's end. For taking a map apart bit by bit.
-    pub fn next_mapped(&self, gfn: Gfn) -> Option<Extent> {
-        match self.visit(gfn, u64::MAX, ControlFlow::Break) {
-            ControlFlow::Break(extent) => Some(extent),
-            ControlFlow::Continue(()) => None,
-        }
     }
 
     /// Frees the tables that were taken out of the tree, if that was at `generation` or before.
@@ -533,89 +435,5 @@ fn entries(level: u8, base: u64, range: &Range<u64>) -> impl Iterator<Item = (u6
     (first..last).map(move |index| (index, base.wrapping_add(index.wrapping_shl(shift))))
 }
 
-/// An unmapping under way; all leaves are either inside of the range or outside.
-struct Clear<'a, 'v, F: PageFormat> {
-    p2m: &'a P2m<F>,
-    range: Range<u64>,
-    visit: Option<&'a mut (dyn FnMut(Extent) + 'v)>,
-    retired: &'a mut Retired,
-}
-
-impl<F: PageFormat> Clear<'_, '_, F> {
-    /// Clears what a table has of the range; whether anything was live.
-    fn table(&mut self, table: Mfn, level: u8, base: u64) -> bool {
-        let mut live = false;
-        for (index, at) in entries(level, base, &self.range) {
-            let Some(entry) = self.p2m.entry(table, index) else { continue };
-            let value = entry.load(Ordering::Acquire);
-            if value == 0 {
-                continue;
-            }
-            let whole = self.range.start <= at && at.wrapping_add(span(level)) <= self.range.end;
-            match self.p2m.format.decode(value, level) {
-                Entry::Table(below) if !whole => live |= self.table(below, level.wrapping_sub(1), at),
-                Entry::Table(below) => {
-                    entry.store(0, Ordering::Release);
-                    live = true;
-                    if let Some(visit) = &mut self.visit {
-                        let mut show = |extent| -> ControlFlow<()> {
-                            visit(extent);
-                            ControlFlow::Continue(())
-                        };
-                        let _ = self.p2m.visit_table(below, level.wrapping_sub(1), at, &self.range, &mut show);
-                    }
-                    self.p2m.retire(self.retired, below);
-                }
-                Entry::Leaf(mapping) => {
-                    entry.store(0, Ordering::Release);
-                    live = true;
-                    if let Some(visit) = &mut self.visit {
-                        visit(Extent { gfn: Gfn(at), frames: span(level), mapping });
-                    }
-                }
-                Entry::Empty => {}
-            }
-        }
-        live
-    }
-}
-
-/// Pages of one size in one table.
-struct Run {
-    gfn: u64,
-    size: PageSize,
-    count: u64,
-}
-
-/// A range as runs of the largest pages that both addresses allow.
-#[derive(Clone)]
-struct Runs {
-    at: u64,
-    end: u64,
-    /// mfn - gfn.
-    shift: u64,
-    largest: PageSize,
-}
-
-impl Iterator for Runs {
-    type Item = Run;
-
-    fn next(&mut self) -> Option<Run> {
-        let rest = self.end.checked_sub(self.at).filter(|rest| *rest > 0)?;
-        let both = self.at | self.at.wrapping_add(self.shift);
-        let size = PageSize::DESCENDING
-            .into_iter()
-            .find(|size| *size <= self.largest && size.frames() <= rest && both & size.frames().wrapping_sub(1) == 0)?;
-        // A larger page could begin only where this table ends, as the next level's page is the table's span.
-        let table = span(size.level().wrapping_add(1));
-        let to_table_end = table.wrapping_sub(self.at & table.wrapping_sub(1));
-        let count = rest.min(to_table_end).wrapping_shr(size.order().into());
-        let run = Run { gfn: self.at, size, count };
-        self.at = self.at.wrapping_add(count.wrapping_mul(size.frames()));
-        Some(run)
-    }
-}
-
 #[cfg(test)]
-#[path = "p2m_tests.rs"]
 mod tests;

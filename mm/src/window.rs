@@ -194,7 +194,7 @@ macro_rules! page_atomics {
         /// The word at `offset`; `None` where it is not aligned to its size or does not lie in the page.
         #[inline]
         pub fn $name(&self, offset: usize) -> Option<&$atomic> {
-            if offset & (size_of::<$atomic>() - 1) != 0 || offset >= PAGE_SIZE {
+            if offset & size_of::<$atomic>().wrapping_sub(1) != 0 || offset >= PAGE_SIZE {
                 return None;
             }
             // SAFETY: an aligned word that begins in a mapped page lies in it; others touch it by atomics or volatile copies.

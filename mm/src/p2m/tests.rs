@@ -1,12 +1,18 @@
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use proptest::prelude::*;
+
+use core::ops::ControlFlow;
 
 use super::*;
 use crate::fake::{self, CachingTlb};
 
 const OWNER: DomainId = DomainId(9);
 const WB: MemoryType = MemoryType::WriteBack;
+
+/// Shared by the many runs of the property, so that they do not eat up the host's memory.
+static LARGE_MEMORY: LazyLock<&Memory> = LazyLock::new(|| fake::memory(16384));
 
 fn p2m(largest: PageSize, frames: u64) -> P2m<fake::Format> {
     P2m::new(fake::Format::new(largest), fake::memory(frames), OWNER).unwrap()
@@ -93,7 +99,7 @@ proptest! {
         largest in prop::sample::select(PageSize::DESCENDING.to_vec()),
         steps in prop::collection::vec(step(), 1..25),
     ) {
-        let p2m = p2m(largest, 8192);
+        let p2m = P2m::new(fake::Format::new(largest), *LARGE_MEMORY, OWNER).unwrap();
         let free_before = p2m.memory().free_frames() + p2m.table_frames();
         let (mut model, mut tlb) = (Model::default(), CachingTlb::new());
         for step in steps {

@@ -1,7 +1,7 @@
 //! A few recent translations, for walking a guest's page tables in software: each of those steps looks a gfn up.
 
+use super::{P2m, Region};
 use crate::addr::{Gfn, Mfn};
-use crate::p2m::{P2m, Region};
 use crate::table::{Mapping, PageFormat};
 
 const SLOTS: usize = 8;
@@ -67,6 +67,7 @@ impl P2mCache {
 mod tests {
     use xen_abi::types::DomainId;
 
+    use super::P2m;
     use super::*;
     use crate::addr::PageSize;
     use crate::fake;
