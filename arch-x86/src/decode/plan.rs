@@ -111,6 +111,10 @@ struct StringStep {
 /// fetched.
 pub fn plan(bytes: &[u8], mode: Mode, registers: &impl Registers) -> Result<Plan, Undecodable> {
     let instruction = decode(bytes, mode)?;
+    // The size alone does not tell: an instruction that could have a memory operand may have registers only.
+    if instruction.op0_kind() < OpKind::MemorySegSI && instruction.op1_kind() < OpKind::MemorySegSI {
+        return Err(Undecodable::Unsupported);
+    }
     let size = Size::from_bytes(instruction.memory_size().size()).ok_or(Undecodable::Unsupported)?;
     let (access, action) = steps(&instruction, size, registers).ok_or(Undecodable::Unsupported)?;
     if instruction.has_lock_prefix() && !matches!(access, Access::ReadModifyWrite(_)) {
@@ -252,6 +256,10 @@ fn string(
     };
     Some((access, step))
 }
+
+/// OpKind lists registers, branches and immediates first, then all kinds of memory operands.
+const _: () = assert!(OpKind::Immediate32to64 as u8 + 1 == OpKind::MemorySegSI as u8);
+const _: () = assert!(OpKind::Memory as u8 == OpKind::MemorySegSI as u8 + 9);
 
 impl Plan {
     /// Whether the instruction writes to the memory it touches. An exit for a write by an instruction that only reads, or the other way

@@ -334,7 +334,7 @@ fn the_forms_of_linux_decode_in_each_mode() {
 #[test]
 fn what_is_cut_short_invalid_or_unsupported_is_told_apart() {
     let state = with(&[]);
-    let error = |bytes: &[u8]| plan(bytes, Mode::Bits64, &state).unwrap_err();
+    let error = |bytes: &[u8]| plan(bytes, Mode::Bits64, &state).expect_err(&format!("{bytes:02x?}"));
     assert_eq!(error(&[]), Undecodable::CutShort);
     assert_eq!(error(&[0xc7, 0x07, 0x01]), Undecodable::CutShort);
     assert_eq!(error(&[0x66; 15]), Undecodable::Invalid, "longer than an instruction can be");
