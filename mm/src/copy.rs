@@ -6,10 +6,16 @@
 //! `asm!` functions at the end.
 
 use core::mem;
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 /// Up to this many bytes, loads and stores beat the start of a string instruction.
 const SHORT: usize = 64;
+
+/// The bytes from `at` to the next multiple of eight, at most `len`.
+#[inline]
+fn to_alignment(at: *const u8, len: usize) -> usize {
+    (at.addr().wrapping_neg() & 7).min(len)
+}
 
 /// Copies `to.len()` bytes out of volatile memory.
 ///
@@ -17,25 +23,47 @@ const SHORT: usize = 64;
 /// `from` must be mapped and readable for that many bytes, and no Rust reference to them may exist but to atomics.
 #[inline]
 pub unsafe fn read(from: *const u8, to: &mut [u8]) {
-    if to.len() > SHORT {
-        // SAFETY: as the caller promises; `to` is exclusively ours, so they do not overlap.
-        unsafe { string_copy(from, to.as_mut_ptr(), to.len()) };
-        return;
+    // SAFETY: as the caller promises; `to` is exclusively ours, so they do not overlap. Offsets keep to `to`'s length, and
+    // eight bytes at a time are read from the first address aligned to that.
+    unsafe {
+        if to.len() > SHORT {
+            return string_copy(from, to.as_mut_ptr(), to.len());
+        }
+        let mut at = from.cast_mut();
+        let Some((head, rest)) = to.split_at_mut_checked(to_alignment(at, to.len())) else { return };
+        if !head.is_empty() {
+            read_narrow(at, head);
+            at = at.add(head.len());
+        }
+        let (words, tail) = rest.as_chunks_mut::<8>();
+        for word in words {
+            *word = AtomicU64::from_ptr(at.cast()).load(Ordering::Relaxed).to_ne_bytes();
+            at = at.add(8);
+        }
+        if !tail.is_empty() {
+            read_narrow(at, tail);
+        }
     }
-    let mut at = from.cast_mut();
+}
+
+/// As [`read`], by words of at most four bytes.
+///
+/// # Safety
+/// As for [`read`].
+unsafe fn read_narrow(mut at: *mut u8, to: &mut [u8]) {
     let mut rest = to;
     // SAFETY: `at` advances with `rest`, so what is read lies in the caller's range; each width is used where aligned.
     unsafe {
         while !rest.is_empty() {
             let whole = mem::take(&mut rest);
-            if at.addr() & 7 == 0 && whole.len() >= 8 {
-                let Some((chunk, tail)) = whole.split_first_chunk_mut::<8>() else { break };
-                *chunk = AtomicU64::from_ptr(at.cast()).load(Ordering::Relaxed).to_ne_bytes();
-                (at, rest) = (at.add(8), tail);
-            } else if at.addr() & 3 == 0 && whole.len() >= 4 {
+            if at.addr() & 3 == 0 && whole.len() >= 4 {
                 let Some((chunk, tail)) = whole.split_first_chunk_mut::<4>() else { break };
                 *chunk = AtomicU32::from_ptr(at.cast()).load(Ordering::Relaxed).to_ne_bytes();
                 (at, rest) = (at.add(4), tail);
+            } else if at.addr() & 1 == 0 && whole.len() >= 2 {
+                let Some((chunk, tail)) = whole.split_first_chunk_mut::<2>() else { break };
+                *chunk = AtomicU16::from_ptr(at.cast()).load(Ordering::Relaxed).to_ne_bytes();
+                (at, rest) = (at.add(2), tail);
             } else {
                 let Some((byte, tail)) = whole.split_first_mut() else { break };
                 *byte = AtomicU8::from_ptr(at).load(Ordering::Relaxed);
@@ -51,26 +79,48 @@ pub unsafe fn read(from: *const u8, to: &mut [u8]) {
 /// `to` must be mapped and writable for that many bytes, and no Rust reference to them may exist but to atomics.
 #[inline]
 pub unsafe fn write(to: *mut u8, from: &[u8]) {
-    if from.len() > SHORT {
-        // SAFETY: as the caller promises; nothing that `from` borrows overlaps memory without references.
-        unsafe { string_copy(from.as_ptr(), to, from.len()) };
-        return;
+    // SAFETY: as the caller promises; nothing that `from` borrows overlaps memory without references. Offsets keep to
+    // `from`'s length, and eight bytes at a time are written from the first address aligned to that.
+    unsafe {
+        if from.len() > SHORT {
+            return string_copy(from.as_ptr(), to, from.len());
+        }
+        let mut at = to;
+        let Some((head, rest)) = from.split_at_checked(to_alignment(at, from.len())) else { return };
+        if !head.is_empty() {
+            write_narrow(at, head);
+            at = at.add(head.len());
+        }
+        let (words, tail) = rest.as_chunks::<8>();
+        for word in words {
+            AtomicU64::from_ptr(at.cast()).store(u64::from_ne_bytes(*word), Ordering::Relaxed);
+            at = at.add(8);
+        }
+        if !tail.is_empty() {
+            write_narrow(at, tail);
+        }
     }
-    let mut at = to;
+}
+
+/// As [`write`], by words of at most four bytes.
+///
+/// # Safety
+/// As for [`write`].
+unsafe fn write_narrow(mut at: *mut u8, from: &[u8]) {
     let mut rest = from;
     // SAFETY: `at` advances with `rest`, so what is written lies in the caller's range; each width is used where aligned.
     unsafe {
         while !rest.is_empty() {
-            if at.addr() & 7 == 0
-                && let Some((chunk, tail)) = rest.split_first_chunk::<8>()
-            {
-                AtomicU64::from_ptr(at.cast()).store(u64::from_ne_bytes(*chunk), Ordering::Relaxed);
-                (at, rest) = (at.add(8), tail);
-            } else if at.addr() & 3 == 0
+            if at.addr() & 3 == 0
                 && let Some((chunk, tail)) = rest.split_first_chunk::<4>()
             {
                 AtomicU32::from_ptr(at.cast()).store(u32::from_ne_bytes(*chunk), Ordering::Relaxed);
                 (at, rest) = (at.add(4), tail);
+            } else if at.addr() & 1 == 0
+                && let Some((chunk, tail)) = rest.split_first_chunk::<2>()
+            {
+                AtomicU16::from_ptr(at.cast()).store(u16::from_ne_bytes(*chunk), Ordering::Relaxed);
+                (at, rest) = (at.add(2), tail);
             } else if let Some((byte, tail)) = rest.split_first() {
                 AtomicU8::from_ptr(at).store(*byte, Ordering::Relaxed);
                 (at, rest) = (at.add(1), tail);

@@ -7,6 +7,7 @@ use crate::table::{Mapping, PageFormat};
 const SLOTS: usize = 8;
 
 #[derive(Clone, Copy, Debug)]
+#[repr(align(32))]
 struct Slot {
     /// `gfn >> 9`; the maximum for none.
     region: u64,
@@ -39,18 +40,15 @@ impl P2mCache {
     #[inline]
     pub fn lookup<F: PageFormat>(&mut self, p2m: &P2m<F>, gfn: Gfn) -> Option<Mapping> {
         let region = gfn.0 >> 9;
-        let slot = match self.slots.get(region as usize & (SLOTS - 1)) {
-            Some(slot) if slot.region == region && p2m.generation() == self.generation => slot.what,
-            _ => self.fill(p2m, gfn)?,
-        };
-        match slot {
-            Region::Whole(mapping) => Some(Mapping { mfn: mapping.mfn.plus(gfn.0 & 511), ..mapping }),
-            Region::Table(table) => p2m.lookup_in(table, gfn),
+        match self.slots.get(region as usize & (SLOTS - 1)) {
+            Some(slot) if slot.region == region && p2m.generation() == self.generation => found(p2m, slot.what, gfn),
+            _ => self.miss(p2m, gfn),
         }
     }
 
     #[cold]
-    fn fill<F: PageFormat>(&mut self, p2m: &P2m<F>, gfn: Gfn) -> Option<Region> {
+    #[inline(never)]
+    fn miss<F: PageFormat>(&mut self, p2m: &P2m<F>, gfn: Gfn) -> Option<Mapping> {
         // The generation is read first: a change during the walk makes the entry stale at once.
         let generation = p2m.generation();
         if generation != self.generation {
@@ -59,7 +57,15 @@ impl P2mCache {
         let what = p2m.lookup_region(gfn)?;
         let region = gfn.0 >> 9;
         *self.slots.get_mut(region as usize & (SLOTS - 1))? = Slot { region, what };
-        Some(what)
+        found(p2m, what, gfn)
+    }
+}
+
+#[inline]
+fn found<F: PageFormat>(p2m: &P2m<F>, what: Region, gfn: Gfn) -> Option<Mapping> {
+    match what {
+        Region::Whole(mapping) => Some(Mapping { mfn: mapping.mfn.plus(gfn.0 & 511), ..mapping }),
+        Region::Table(table) => p2m.lookup_in(table, gfn),
     }
 }
 
