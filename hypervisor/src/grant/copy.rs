@@ -110,9 +110,10 @@ impl<'a> Side<'a> {
                 (granted.frame, Some((table, gref, write)))
             }
         };
-        let found = owner.p2m.reference(gfn).map_err(refused_page).and_then(|(frame, found)| {
-            if write && !may_write(found.kind) { Err(Refused::General) } else { Ok(frame) }
-        });
+        let found =
+            owner.p2m.reference(gfn).map_err(refused_page).and_then(|(frame, found)| {
+                if write && !may_write(found.kind) { Err(Refused::General) } else { Ok(frame) }
+            });
         match (found, pin) {
             (Ok(frame), pin) => Ok(Side { frame, pin, offset }),
             (Err(refused), Some((table, gref, write))) => {

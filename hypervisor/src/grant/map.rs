@@ -6,13 +6,14 @@
 
 use alloc::sync::Arc;
 
-use mm::addr::{GuestPhys, Gfn, Mfn};
+use mm::addr::{Gfn, GuestPhys, Mfn};
 use mm::p2m::Flush;
 use mm::table::{MemoryType, PageFormat, PageKind};
 use xen_abi::errno::Errno;
 use xen_abi::grant::*;
 use xen_abi::types::GrantRef;
 
+use super::copy::may_write;
 use super::maptrack::Track;
 use super::{GrantTable, Party, Purpose, Refused, Wanted};
 
@@ -53,29 +54,27 @@ pub fn map<F: PageFormat>(
     let MapRequest { gref, at, write } = request;
     let table = &granter.grants.table;
     let granted = table.pin(gref, Wanted { by: mapper.id, write, purpose: Purpose::Map })?;
-    let mapped = (|| {
-        let (frame, found) = granter.p2m.reference(granted.frame).map_err(refused_page)?;
-        if write && !super::copy::may_write(found.kind) {
-            return Err(Refused::General);
-        }
-        let handle = mapper.grants.maptrack.allocate(vcpu).ok_or(Refused::NoRoom)?;
-        let mfn = frame.mfn();
-        // From here the handle can be named by the guest's other vCPUs, but nothing is behind it until it is filled.
-        match mapper.p2m.insert(at, mfn, kind(write), MemoryType::WriteBack) {
-            Ok(()) => {
-                mapper.grants.maptrack.fill(handle, Track { table: Arc::clone(table), gref, write, frame, at });
-                Ok((handle, mfn))
-            }
-            Err(errno) => {
-                mapper.grants.maptrack.give_back(handle);
-                Err(if errno == Errno::ENOMEM { Refused::NoRoom } else { Refused::General })
-            }
-        }
-    })();
-    if mapped.is_err() {
+    let (frame, found) = granter.p2m.reference(granted.frame).map_err(|errno| {
         table.unpin(gref, write);
+        refused_page(errno)
+    })?;
+    // From here on, what is dropped is undone.
+    let mfn = frame.mfn();
+    let track = Track { table: Arc::clone(table), gref, write, frame, at };
+    if write && !may_write(found.kind) {
+        return Err(Refused::General);
     }
-    mapped
+    let handle = mapper.grants.maptrack.allocate(vcpu).ok_or(Refused::NoRoom)?;
+    match mapper.p2m.insert(at, mfn, kind(write), MemoryType::WriteBack) {
+        Ok(()) => {
+            mapper.grants.maptrack.fill(handle, track);
+            Ok((handle, mfn))
+        }
+        Err(errno) => {
+            mapper.grants.maptrack.give_back(handle);
+            Err(if errno == Errno::ENOMEM { Refused::NoRoom } else { Refused::General })
+        }
+    }
 }
 
 /// Why a granter's frame cannot be had.
@@ -129,9 +128,7 @@ impl Unmapped {
     /// Gives everything back. The flush that came with it must have been spent.
     #[inline]
     pub fn finish(self, mapper: &GrantTable) {
-        let Track { table, gref, write, frame, .. } = self.track;
-        drop(frame);
-        table.unpin(gref, write);
+        drop(self.track);
         mapper.maptrack.give_back(self.handle);
     }
 }

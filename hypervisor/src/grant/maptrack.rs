@@ -28,6 +28,15 @@ pub struct Track {
     pub at: Gfn,
 }
 
+impl Drop for Track {
+    /// The mapping is gone: the granter sees that its entry is in use no more. (The frame's reference goes after this.)
+    #[inline]
+    fn drop(&mut self) {
+        self.table.unpin(self.gref, self.write);
+    }
+}
+
+/// Every mapping of a domain.
 pub struct Maptrack {
     /// In chunks, each of one vCPU. Made when the first mapping is.
     chunks: Once<Box<[Once<Chunk>]>>,

@@ -128,8 +128,7 @@ impl Table {
         let index = index.checked_div(FRAMES_PER_STATUS_FRAME).ok_or(Errno::EINVAL)?;
         let slot = self.status.get(index as usize).ok_or(Errno::EINVAL)?;
         if slot.get().is_none() {
-            let frame =
-                StatusFrame { page: SharedPage::allocate(memory, self.owner)?, gfn: AtomicU64::new(NOWHERE) };
+            let frame = StatusFrame { page: SharedPage::allocate(memory, self.owner)?, gfn: AtomicU64::new(NOWHERE) };
             slot.call_once(|| frame);
         }
         Ok(())
