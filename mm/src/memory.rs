@@ -427,6 +427,25 @@ mod tests {
     }
 
     #[test]
+    fn clean_frames_that_come_back_unused_are_not_trusted() {
+        let memory = fake::memory(2);
+        assert_eq!(memory.scrub_some(1), 1);
+        let clean = memory.allocate(0, None).unwrap().scrub();
+        memory.window().copy_to(clean.mfn().phys(), b"secret").unwrap();
+        drop(clean);
+        assert!(!memory.allocate(0, None).unwrap().is_known_clean());
+    }
+
+    #[test]
+    fn ranges_that_boot_names_twice_are_free_once() {
+        let (window, table) = fake::parts(64);
+        let memory = Memory::new(window, table, &[Mfn(4)..Mfn(40), Mfn(10)..Mfn(50), Mfn(60)..Mfn(1000)]);
+        assert_eq!(memory.free_frames(), 46 + 4);
+        memory.add_ram(Mfn(0)..Mfn(64));
+        assert_eq!(memory.free_frames(), 64);
+    }
+
+    #[test]
     fn what_was_scrubbed_in_the_background_is_clean() {
         let memory = fake::memory(64);
         assert_eq!(memory.scrub_some(10), 10);

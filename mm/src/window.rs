@@ -78,7 +78,7 @@ impl Window {
 
     /// Where `len` bytes from `at` appear.
     #[inline]
-    pub(crate) fn pointer(&self, at: HostPhys, len: u64) -> Result<*mut u8, BadAddress> {
+    pub fn pointer(&self, at: HostPhys, len: u64) -> Result<*mut u8, BadAddress> {
         match at.0.checked_add(len) {
             Some(end) if end <= self.limit => Ok(self.base.wrapping_add(at.0 as usize)),
             _ => Err(BadAddress(at)),

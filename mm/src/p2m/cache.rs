@@ -108,4 +108,16 @@ mod tests {
         map(512, 0x2000, 512, PageKind::Ram);
         check(&p2m);
     }
+
+    #[test]
+    fn a_hit_ends_with_the_generation() {
+        let p2m = P2m::new(fake::Format::default(), fake::memory(64), DomainId(1)).unwrap();
+        let mut cache = P2mCache::new();
+        for mfn in [512, 1024, 7, 2048] {
+            let _ = p2m.map(Gfn(512), Mfn(mfn), 512, PageKind::Ram, MemoryType::WriteBack).unwrap().spend();
+            assert_eq!(cache.lookup(&p2m, Gfn(600)).map(|found| found.mfn), Some(Mfn(mfn + 88)));
+        }
+        let _ = p2m.unmap(Gfn(512), 512).unwrap().spend();
+        assert_eq!(cache.lookup(&p2m, Gfn(600)), None);
+    }
 }
