@@ -13,7 +13,7 @@ pub fn build() -> Result<PathBuf> {
     let out = paths::target_dir("corten")?;
     let (image, debug) = (out.join("corten"), out.join("corten.debug"));
     progress::step("build Corten", |_| {
-        cmd!(sh, "cargo build --quiet --release --package boot --target x86_64-unknown-none").run()?;
+        cmd!(sh, "cargo build --quiet --release --package boot --target x86_64-unknown-none").quiet().run()?;
         let built = paths::target().join("x86_64-unknown-none/release/boot");
         std::fs::copy(&built, &debug).with_context(|| format!("no {}", built.display()))?;
         cmd!(sh, "objcopy --strip-debug {debug} {image}").quiet().run()?;
@@ -21,4 +21,13 @@ pub fn build() -> Result<PathBuf> {
         Ok(())
     })?;
     Ok(image)
+}
+
+/// Builds the test guests, and the helpers that run inside Dom0.
+pub fn guests() -> Result<()> {
+    let sh = Shell::new()?;
+    sh.change_dir(paths::root());
+    progress::step("build the test guests", |_| {
+        Ok(cmd!(sh, "cargo build --quiet --profile guest --package tests-qemu --target x86_64-unknown-none").quiet().run()?)
+    })
 }

@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::engine::{Choice, Options};
-use crate::{build, image, once, run};
+use crate::{build, image, once, run, test};
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -22,6 +22,8 @@ enum Command {
     Image(Boot),
     /// Boot Corten with a small Debian Dom0 and put Dom0's console in this terminal (Ctrl-A x leaves)
     Run(RunArgs),
+    /// Run the tests: host tests, then Corten in the engines
+    Test(TestArgs),
     /// Boot once without a terminal: the whole console goes to standard output, the logs to target/once
     BootOnce(OnceArgs),
 }
@@ -89,7 +91,27 @@ pub struct OnceArgs {
     pub limit: u64,
     /// Stop the engine, successfully, once the console says this
     #[arg(long, value_name = "TEXT")]
-    pub until: Option<String>,
+    pub until: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct TestArgs {
+    /// host, bochs, qemu, kvm, or names of tests; default: the host tests and the best engine
+    pub what: Vec<String>,
+    /// Everything, not only the quick set; in Bochs 2.7 and 3.0
+    #[arg(long)]
+    pub full: bool,
+    /// List the tests
+    #[arg(long)]
+    pub list: bool,
+    /// How many machines run at a time
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub jobs: usize,
+    /// Try the tests on Debian's Xen 4.20 ("as Xen does" is checked, not believed), or on an image of your own
+    #[arg(long, value_name = "corten|xen|FILE", default_value = "corten")]
+    pub hypervisor: String,
+    #[command(flatten)]
+    pub options: Options,
 }
 
 impl Cli {
@@ -98,6 +120,7 @@ impl Cli {
             Command::Build => build::build().map(|_| ExitCode::SUCCESS),
             Command::Image(boot) => image::command(&boot).map(|_| ExitCode::SUCCESS),
             Command::Run(args) => run::command(&args),
+            Command::Test(args) => test::command(&args),
             Command::BootOnce(args) => once::command(&args),
         }
     }

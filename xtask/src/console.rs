@@ -22,13 +22,13 @@ pub struct Run {
     pub took: Duration,
 }
 
-/// Watches a run to its end: `limit`, power-off, or `until` on the console. The whole console goes to `log` as it
+/// Watches a run to its end: `limit`, power-off, or one of `until` on the console. The whole console goes to `log` as it
 /// comes, and to `show`.
 pub fn watch(
     running: &mut Running,
     log: &Path,
     limit: Duration,
-    until: Option<&str>,
+    until: &[String],
     show: &mut dyn FnMut(&[u8]),
 ) -> Result<Run> {
     let mut file = std::fs::File::create(log)?;
@@ -44,7 +44,7 @@ pub fn watch(
                 file.write_all(new)?;
                 show(new);
                 all.extend_from_slice(new);
-                if until.is_some_and(|text| says(&all, count, text)) {
+                if until.iter().any(|text| says(&all, count, text)) {
                     break End::Said;
                 }
                 true

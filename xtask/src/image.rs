@@ -19,6 +19,7 @@ pub enum Protocol {
 #[derive(Clone, Debug)]
 pub struct Hypervisor {
     pub image: PathBuf,
+    pub is_xen: bool,
     pub protocol: Protocol,
     pub args: String,
 }
@@ -39,21 +40,38 @@ pub struct Medium {
 
 /// What Corten is told unless the user says otherwise: its log on the first serial port and on the screen.
 const CORTEN_ARGS: &str = "com1=115200,8n1 console=com1,vga";
-/// What Xen needs to run a PVH Dom0 in emulators (no IOMMU in Bochs, and no usable virtual interrupt delivery).
-const XEN_ARGS: &str =
-    "placeholder no-real-mode edd=off com1=115200,8n1 console=com1 dom0=pvh dom0-iommu=none apicv=0 cpuidle=0";
+/// What Xen needs to run a PVH Dom0 in emulators.
+const XEN_ARGS: &str = "placeholder no-real-mode edd=off com1=115200,8n1 console=com1 dom0=pvh cpuidle=0";
+/// Bochs has no IOMMU, and no usable virtual interrupt delivery.
+const XEN_ARGS_IN_BOCHS: &str = "dom0-iommu=none apicv=0";
 
 impl Hypervisor {
-    /// `corten` (built now), `xen` (Debian's 4.20, fetched), or a file.
+    /// `corten` (built now), `xen` (Debian's 4.20, fetched), or a file, with its default arguments and `args`.
     pub fn named(name: &str, args: &str, protocol: Protocol) -> Result<Hypervisor> {
-        let (image, defaults) = match name {
-            "corten" => (build::build()?, CORTEN_ARGS),
-            "xen" => (packages::xen()?, XEN_ARGS),
-            file => (PathBuf::from(file), CORTEN_ARGS),
+        let mut hypervisor = Hypervisor::locate(name)?;
+        hypervisor.set_args(args, protocol);
+        Ok(hypervisor)
+    }
+
+    /// The image alone.
+    pub fn locate(name: &str) -> Result<Hypervisor> {
+        let image = match name {
+            "corten" => build::build()?,
+            "xen" => packages::xen()?,
+            file => PathBuf::from(file),
         };
-        let protocol = if name == "xen" { protocol } else { Protocol::Multiboot2 };
-        let args = format!("{defaults} {args}");
-        Ok(Hypervisor { image, protocol, args: args.trim_end().to_string() })
+        Ok(Hypervisor { image, is_xen: name == "xen", protocol: Protocol::Multiboot2, args: String::new() })
+    }
+
+    /// Gives it the arguments that it has by default, and these. `protocol` is how the engine wants Xen to be started.
+    pub fn set_args(&mut self, args: &str, protocol: Protocol) {
+        let defaults = match (self.is_xen, protocol) {
+            (false, _) => CORTEN_ARGS.to_string(),
+            (true, Protocol::Multiboot1) => format!("{XEN_ARGS} {XEN_ARGS_IN_BOCHS}"),
+            (true, Protocol::Multiboot2) => XEN_ARGS.to_string(),
+        };
+        self.protocol = if self.is_xen { protocol } else { Protocol::Multiboot2 };
+        self.args = format!("{defaults} {args}").trim_end().to_string();
     }
 }
 
@@ -143,7 +161,7 @@ mod tests {
     fn medium(protocol: Protocol) -> Medium {
         let module = |file: &str, args: &str| Module { file: file.into(), args: args.into() };
         Medium {
-            hypervisor: Hypervisor { image: "corten".into(), protocol, args: "com1=115200".into() },
+            hypervisor: Hypervisor { image: "corten".into(), is_xen: false, protocol, args: "com1=115200".into() },
             modules: vec![module("vmlinuz", "console=hvc0"), module("initrd", "")],
         }
     }

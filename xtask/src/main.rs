@@ -12,6 +12,7 @@ mod packages;
 mod paths;
 mod progress;
 mod run;
+mod test;
 
 use clap::Parser;
 

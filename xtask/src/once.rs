@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-pub fn machine(args: &MachineArgs, iso: &Path, logs: PathBuf) -> Result<Machine> {
+pub fn machine(args: &MachineArgs, hypervisor: &str, iso: &Path, logs: PathBuf) -> Result<Machine> {
     Ok(Machine {
         iso: iso.to_path_buf(),
         memory_mib: args.memory,
@@ -19,6 +19,7 @@ pub fn machine(args: &MachineArgs, iso: &Path, logs: PathBuf) -> Result<Machine>
         disk: args.disk.as_ref().map(std::fs::canonicalize).transpose()?,
         cpu: args.options.cpu.clone(),
         debug: args.debug,
+        iommu: hypervisor == "xen",
         logs,
     })
 }
@@ -29,10 +30,10 @@ pub fn command(args: &OnceArgs) -> Result<ExitCode> {
     let logs = paths::target_dir("once")?;
     let iso = logs.join("boot.iso");
     progress::step("make the boot medium", |_| medium.write_iso(&iso))?;
-    let mut running = engine.start(&machine(&args.machine, &iso, logs.clone())?)?;
+    let mut running = engine.start(&machine(&args.machine, &args.boot.hypervisor, &iso, logs.clone())?)?;
     let mut out = std::io::stdout();
     let limit = Duration::from_secs(args.limit);
-    let run = console::watch(&mut running, &logs.join("console.log"), limit, args.until.as_deref(), &mut |bytes| {
+    let run = console::watch(&mut running, &logs.join("console.log"), limit, &args.until, &mut |bytes| {
         let _ = out.write_all(bytes).and_then(|()| out.flush());
     })?;
     drop(running);
@@ -41,6 +42,6 @@ pub fn command(args: &OnceArgs) -> Result<ExitCode> {
         Engine::Qemu(_) => String::new(),
     };
     eprintln!("\n[{}: {:?} after {:.1} s{ticks}; logs in {}]", engine.name(), run.end, run.took.as_secs_f32(), logs.display());
-    let expected = if args.until.is_some() { End::Said } else { End::PoweredOff };
+    let expected = if !args.until.is_empty() { End::Said } else { End::PoweredOff };
     Ok(if run.end == expected { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

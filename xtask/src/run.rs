@@ -19,7 +19,7 @@ pub fn command(args: &RunArgs) -> Result<ExitCode> {
     let logs = paths::target_dir("run")?;
     let iso = logs.join("boot.iso");
     progress::step("make the boot medium", |_| medium.write_iso(&iso))?;
-    let machine = once::machine(&args.machine, &iso, logs.clone())?;
+    let machine = once::machine(&args.machine, &args.boot.hypervisor, &iso, logs.clone())?;
     eprintln!("starting {} with {} MiB; Ctrl-A x leaves", engine.name(), machine.memory_mib);
     if machine.debug {
         eprintln!("the machine waits for gdb: target remote localhost:1234");

@@ -8,6 +8,8 @@ use std::process::Command;
 
 /// Instructions that Bochs executes in a second of the machine's own time. With `sync=none` the TSC counts them.
 pub const INSTRUCTIONS_PER_SECOND: u64 = 50_000_000;
+/// Who has which version.
+const SUITES: [(&str, &str); 2] = [("2.7", "bookworm"), ("3.0", "trixie")];
 const CPU: &str = "corei7_haswell_4770";
 
 pub struct Bochs {
@@ -34,16 +36,18 @@ impl Bochs {
         }
     }
 
-    /// Debian 13's Bochs with all its libraries, for machines that have another version.
+    /// Another Debian's Bochs with all its libraries, for machines that have another version.
     fn fetch(wanted: &str) -> Result<Bochs> {
-        let tree = packages::cached("bochs-trixie", |dir| {
-            let wanted = ["bochs", "bochs-term", "bochsbios", "vgabios"];
-            Suite::new("trixie")?.unpack_closure(&wanted, dir)
+        let Some((_, suite)) = SUITES.iter().find(|(version, _)| *version == wanted) else {
+            bail!("--bochs-version {wanted}: Debian has {:?}", SUITES.map(|(version, _)| version));
+        };
+        let tree = packages::cached(&format!("bochs-{suite}"), |dir| {
+            Suite::new(suite)?.unpack_closure(&["bochs", "bochs-term", "bochsbios", "vgabios"], dir)
         })?;
         let bochs = Bochs::probe(tree.join("usr/bin/bochs-bin"), Some(tree))?;
         match bochs.version == wanted {
             true => Ok(bochs),
-            false => bail!("--bochs-version {wanted}: Debian 13 has {}", bochs.version),
+            false => bail!("--bochs-version {wanted}: Debian's {suite} has {}", bochs.version),
         }
     }
 
@@ -126,6 +130,13 @@ pub fn ticks(logs: &Path) -> Result<u64> {
     let path = logs.join("bochs.log");
     let log = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     last_tick(&String::from_utf8_lossy(&log)).with_context(|| format!("no ticks in {}", path.display()))
+}
+
+/// What Bochs says when it gives up, or why the CPU shut down.
+pub fn panic(logs: &Path) -> Option<String> {
+    let log = std::fs::read(logs.join("bochs.log")).ok()?;
+    let log = String::from_utf8_lossy(&log);
+    log.lines().find(|line| line.contains(">>PANIC<<") || line.get(11..12) == Some("p")).map(str::to_string)
 }
 
 fn last_tick(log: &str) -> Option<u64> {

@@ -42,6 +42,8 @@ pub struct Machine {
     pub disk: Option<PathBuf>,
     pub cpu: Option<String>,
     pub debug: bool,
+    /// An IOMMU where the engine has one: Xen's PVH Dom0 needs it to see reserved memory.
+    pub iommu: bool,
     /// Where the engine's own log and the console's go.
     pub logs: PathBuf,
 }

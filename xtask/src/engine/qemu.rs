@@ -21,8 +21,12 @@ pub fn command(accelerator: Accelerator, machine: &Machine, console_port: u16) -
         Accelerator::Tcg => ("tcg,thread=multi", TCG_CPU),
         Accelerator::Kvm => ("kvm", "host"),
     };
-    command.args(["-accel", accel, "-M", "q35", "-cpu", machine.cpu.as_deref().unwrap_or(cpu)]);
+    let board = if accelerator == Accelerator::Tcg { "q35,kernel-irqchip=off" } else { "q35" };
+    command.args(["-accel", accel, "-M", board, "-cpu", machine.cpu.as_deref().unwrap_or(cpu)]);
     command.args(["-m", &machine.memory_mib.to_string(), "-smp", &machine.cpus.to_string()]);
+    if machine.iommu {
+        command.args(["-device", "amd-iommu"]);
+    }
     command.arg("-cdrom").arg(&machine.iso);
     if let Some(disk) = &machine.disk {
         command.arg("-drive").arg(format!("file={},format=raw,if=ide", disk.display()));

@@ -1,0 +1,137 @@
+//! One test that boots a machine, and what it may use.
+
+use crate::console::{self, Run};
+use crate::engine::{Engine, Machine, bochs};
+use crate::image::{Hypervisor, Medium, Module, Protocol};
+use anyhow::{Context as _, Result, bail};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A test. `run` gets everything by its [`Context`] and says in an error what went wrong.
+pub struct Case {
+    pub name: String,
+    pub about: &'static str,
+    /// Part of the quick set.
+    pub quick: bool,
+    /// Makes sense with Xen in Corten's place, and passes there.
+    pub on_xen: bool,
+    /// Which kinds of engine it is for.
+    pub engines: fn(&Engine) -> bool,
+    pub prepare: Box<dyn Fn() -> Result<()> + Send + Sync>,
+    pub run: Box<dyn Fn(&Context<'_>) -> Result<()> + Send + Sync>,
+}
+
+/// Where a case runs.
+pub struct Context<'a> {
+    pub engine: &'a Engine,
+    pub hypervisor: &'a Hypervisor,
+    /// Of this case on this engine: whole logs stay there.
+    pub logs: PathBuf,
+}
+
+/// A boot that a case asks for.
+pub struct Boot {
+    pub corten_args: String,
+    pub modules: Vec<Module>,
+    pub memory_mib: u32,
+    pub cpus: u32,
+    pub cpu: Option<String>,
+    pub disk: Option<PathBuf>,
+    pub limit: u64,
+    /// The run is over once the console says one of these.
+    pub until: Vec<String>,
+}
+
+impl Default for Boot {
+    fn default() -> Boot {
+        Boot {
+            corten_args: String::new(),
+            modules: Vec::new(),
+            memory_mib: 512,
+            cpus: 1,
+            cpu: None,
+            disk: None,
+            limit: 60,
+            until: Vec::new(),
+        }
+    }
+}
+
+impl Context<'_> {
+    pub fn on_xen(&self) -> bool {
+        self.hypervisor.is_xen
+    }
+
+    /// Boots once and watches to the end. The logs of `step` are in a directory of that name.
+    pub fn boot(&self, step: &str, boot: Boot) -> Result<Run> {
+        let logs = self.logs.join(step);
+        std::fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
+        let iso = logs.join("boot.iso");
+        let mut args = boot.corten_args;
+        if self.on_xen() {
+            // Dom0 powers off behind Xen's back, before Xen has sent what it buffers.
+            args = format!("{args} sync_console");
+        }
+        let protocol = self.engine.xen_protocol();
+        Medium { hypervisor: self.hypervisor.clone().with_args(&args, protocol), modules: boot.modules }.write_iso(&iso)?;
+        let machine = Machine {
+            iso: iso.clone(),
+            memory_mib: boot.memory_mib,
+            cpus: boot.cpus,
+            disk: boot.disk,
+            cpu: boot.cpu,
+            debug: false,
+            iommu: self.on_xen(),
+            logs: logs.clone(),
+        };
+        let mut running = self.engine.start(&machine)?;
+        let limit = Duration::from_secs(boot.limit * super::PATIENCE);
+        let run = console::watch(&mut running, &logs.join("console.log"), limit, &boot.until, &mut |_| {})?;
+        drop(running);
+        let _ = std::fs::remove_file(iso);
+        Ok(run)
+    }
+
+    /// A line of the engine's own log that says that the host broke.
+    pub fn engine_failure(&self, step: &str) -> Option<String> {
+        matches!(self.engine, Engine::Bochs(_)).then(|| bochs::panic(&self.logs.join(step))).flatten()
+    }
+}
+
+/// What Corten prints when it is itself at fault: no run may show one.
+const HOST_FAULTS: [&str; 4] = ["panicked at", "Corten panic", "host fault", "VM entry failed"];
+
+/// Fails where the hypervisor broke.
+pub fn host_is_well(run: &Run) -> Result<()> {
+    match run.console.lines().find(|line| HOST_FAULTS.iter().any(|fault| line.contains(fault))) {
+        Some(line) => bail!("the hypervisor says: {}", line.trim()),
+        None => Ok(()),
+    }
+}
+
+/// The end of a console, for messages.
+pub fn last_lines(console: &str, count: usize) -> String {
+    let lines: Vec<&str> = console.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    lines.get(lines.len().saturating_sub(count)..).unwrap_or_default().join("\n    ")
+}
+
+pub fn guest_file(name: &str) -> PathBuf {
+    crate::paths::target().join("x86_64-unknown-none/guest").join(name)
+}
+
+pub fn module(file: &Path, args: &str) -> Module {
+    Module { file: file.to_path_buf(), args: args.to_string() }
+}
+
+/// For cases without anything to fetch.
+pub fn nothing_to_prepare() -> Box<dyn Fn() -> Result<()> + Send + Sync> {
+    Box::new(|| Ok(()))
+}
+
+impl Hypervisor {
+    /// The image with the arguments that it has by default, and these.
+    fn with_args(mut self, args: &str, protocol: Protocol) -> Hypervisor {
+        self.set_args(args, protocol);
+        self
+    }
+}

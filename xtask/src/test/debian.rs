@@ -1,0 +1,7 @@
+//! Debian's own kernels as Dom0.
+
+use super::case::Case;
+
+pub fn cases() -> Vec<Case> {
+    Vec::new()
+}

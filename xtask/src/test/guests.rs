@@ -1,0 +1,159 @@
+//! The test guests: one behaviour each, run as Dom0's kernel.
+
+use super::case::{Boot, Case, Context, guest_file, host_is_well, last_lines, module, nothing_to_prepare};
+use crate::console::{End, Run};
+use anyhow::{Result, bail, ensure};
+
+/// How a guest's run has to end.
+#[derive(Clone, Copy)]
+enum Ends {
+    /// With `GUEST name DONE n` and power-off.
+    Done,
+    /// With the hypervisor saying this of Dom0 (one of them: Xen's words, or Corten's).
+    Says(&'static [&'static str]),
+}
+
+/// What a guest needs, and how it is judged.
+#[derive(Clone, Copy)]
+struct Guest {
+    name: &'static str,
+    about: &'static str,
+    args: &'static str,
+    cpus: u32,
+    limit: u64,
+    ends: Ends,
+    /// Checks that real Xen does not pass, and on which engine.
+    xen_differs: &'static [(&'static str, &'static str)],
+}
+
+const fn guest(name: &'static str, about: &'static str) -> Guest {
+    Guest { name, about, args: "", cpus: 1, limit: 60, ends: Ends::Done, xen_differs: &[] }
+}
+
+const GUESTS: &[Guest] = &[
+    Guest {
+        xen_differs: &[
+            ("qemu", "the TSC is not emulated"),
+            ("qemu", "legacy XSAVE area"),
+            ("qemu", "XSAVE area with AVX"),
+        ],
+        ..guest("cpuid_leaves", "Xen's CPUID leaves, and what CPUID hides")
+    },
+];
+
+pub fn cases() -> Vec<Case> {
+    GUESTS.iter().map(|guest| case(*guest)).collect()
+}
+
+fn case(guest: Guest) -> Case {
+    Case {
+        name: guest.name.to_string(),
+        about: guest.about,
+        quick: true,
+        on_xen: true,
+        engines: |_| true,
+        prepare: nothing_to_prepare(),
+        run: Box::new(move |context| run(&guest, context)),
+    }
+}
+
+fn run(guest: &Guest, context: &Context<'_>) -> Result<()> {
+    let vcpus = if guest.cpus > 1 { format!("dom0_max_vcpus={} ", guest.cpus) } else { String::new() };
+    let run = context.boot(
+        "run",
+        Boot {
+            corten_args: format!("dom0_mem=128M {vcpus}{}", guest.args).trim_end().to_string(),
+            modules: vec![module(&guest_file(guest.name), "")],
+            cpus: guest.cpus,
+            limit: guest.limit,
+            until: match guest.ends {
+                Ends::Done => Vec::new(),
+                Ends::Says(words) => words.iter().map(|word| word.to_string()).collect(),
+            },
+            ..Boot::default()
+        },
+    )?;
+    if !context.on_xen() {
+        host_is_well(&run)?;
+    }
+    let differs: Vec<&str> = guest
+        .xen_differs
+        .iter()
+        .filter(|(engine, _)| context.on_xen() && context.engine.name().starts_with(engine))
+        .map(|(_, check)| *check)
+        .collect();
+    judge(guest, &run, &differs)
+}
+
+/// No check may have failed but those in `differs`, and the guest must have come to its end.
+fn judge(guest: &Guest, run: &Run, differs: &[&str]) -> Result<()> {
+    let checks: Vec<&str> = run.console.lines().filter_map(|line| line.split_once("TEST ").map(|(_, rest)| rest)).collect();
+    let failures: Vec<&str> = checks
+        .iter()
+        .copied()
+        .filter(|check| check.contains(" FAIL") && !differs.iter().any(|name| check.contains(name)))
+        .collect();
+    ensure!(failures.is_empty(), "{}", failures.join("\n    "));
+    match guest.ends {
+        Ends::Done => {
+            let done = format!("GUEST {} DONE {}", guest.name, checks.len());
+            if !run.console.lines().any(|line| line.trim_end().ends_with(&done)) {
+                bail!("no \"{done}\" ({:?}); the end of its console:\n    {}", run.end, last_lines(&run.console, 12));
+            }
+            ensure!(run.end == End::PoweredOff, "it did not power off");
+        }
+        Ends::Says(words) => ensure!(
+            words.iter().any(|word| run.console.contains(word)),
+            "none of {words:?} was said; the end of its console:\n    {}",
+            last_lines(&run.console, 12)
+        ),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const SAMPLE: Guest = guest("sample", "");
+
+    fn console(text: &str) -> Run {
+        Run { end: End::PoweredOff, console: text.to_string(), took: Duration::ZERO }
+    }
+
+    #[test]
+    fn a_guest_that_checked_everything_passes() {
+        let run = console("TEST sample: a ok\r\nTEST sample: b ok\r\nGUEST sample DONE 2\r\n");
+        assert!(judge(&SAMPLE, &run, &[]).is_ok());
+    }
+
+    #[test]
+    fn a_failed_check_fails_unless_xen_is_known_to_differ() {
+        let run = console("TEST sample: a FAIL: got 1, want 2\nGUEST sample DONE 1\n");
+        assert!(judge(&SAMPLE, &run, &[]).is_err());
+        assert!(judge(&SAMPLE, &run, &["a FAIL"]).is_ok());
+    }
+
+    #[test]
+    fn a_guest_that_stops_early_or_loses_a_check_fails() {
+        assert!(judge(&SAMPLE, &console("TEST sample: a ok\n"), &[]).is_err());
+        assert!(judge(&SAMPLE, &console("TEST sample: a ok\nGUEST sample DONE 2\n"), &[]).is_err());
+        assert!(judge(&SAMPLE, &console(""), &[]).is_err());
+    }
+
+    #[test]
+    fn every_guest_has_its_file_and_every_file_is_a_test() {
+        let dir = crate::paths::root().join("tests-qemu/src/bin");
+        let mut files: Vec<String> = std::fs::read_dir(dir)
+            .expect("the guests")
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".rs").map(str::to_string))
+            .filter(|name| !name.starts_with("dom0_") && !name.starts_with("bench_"))
+            .collect();
+        files.sort();
+        let mut names: Vec<&str> = GUESTS.iter().map(|guest| guest.name).collect();
+        names.sort_unstable();
+        assert_eq!(files, names);
+    }
+}
