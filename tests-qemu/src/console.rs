@@ -13,7 +13,10 @@ struct Line {
 
 impl Line {
     fn flush(&mut self) {
-        hypercall::call(numbers::CONSOLE_IO, [CONSOLEIO_WRITE.into(), self.used as u64, self.bytes.as_ptr() as u64, 0, 0]);
+        hypercall::call(
+            numbers::CONSOLE_IO,
+            [CONSOLEIO_WRITE.into(), self.used as u64, self.bytes.as_ptr() as u64, 0, 0],
+        );
         self.used = 0;
     }
 }

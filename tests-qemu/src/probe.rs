@@ -123,7 +123,10 @@ pub fn rdmsr(msr: u32) -> Result<u64, Fault> {
 }
 
 pub fn wrmsr(msr: u32, value: u64) -> Result<(), Fault> {
-    run(&[0x0f, 0x30], &mut Registers { rcx: msr.into(), rax: value & 0xffff_ffff, rdx: value >> 32, ..Default::default() })
+    run(
+        &[0x0f, 0x30],
+        &mut Registers { rcx: msr.into(), rax: value & 0xffff_ffff, rdx: value >> 32, ..Default::default() },
+    )
 }
 
 /// The vector of the fault, if there is one.

@@ -28,6 +28,8 @@ pub fn guests() -> Result<()> {
     let sh = Shell::new()?;
     sh.change_dir(paths::root());
     progress::step("build the test guests", |_| {
-        Ok(cmd!(sh, "cargo build --quiet --profile guest --package tests-qemu --target x86_64-unknown-none").quiet().run()?)
+        Ok(cmd!(sh, "cargo build --quiet --profile guest --package tests-qemu --target x86_64-unknown-none")
+            .quiet()
+            .run()?)
     })
 }

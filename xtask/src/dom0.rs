@@ -13,15 +13,47 @@ pub const KERNEL_ARGS: &str = "console=hvc0";
 
 /// Modules for the disks, networks and file systems of Bochs and QEMU; what they depend on comes along.
 const MODULES: &[&str] = &[
-    "ata_piix", "ata_generic", "ahci", "sd_mod", "sr_mod", "nvme", "virtio_pci", "virtio_blk", "virtio_net", "e1000",
-    "e1000e", "ne2k_pci", "ext4", "crc32c_generic", "af_packet",
+    "ata_piix",
+    "ata_generic",
+    "ahci",
+    "sd_mod",
+    "sr_mod",
+    "nvme",
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_net",
+    "e1000",
+    "e1000e",
+    "ne2k_pci",
+    "ext4",
+    "crc32c_generic",
+    "af_packet",
 ];
 /// Where they are in the kernel's package: unpacking all of it would take a minute and half a gigabyte.
 const MODULE_FOLDERS: &[&str] = &[
-    "drivers/ata", "drivers/scsi", "drivers/cdrom", "drivers/nvme", "drivers/virtio", "drivers/block",
-    "drivers/net/ethernet/intel", "drivers/net/ethernet/8390", "drivers/net/mii.ko*", "drivers/net/virtio_net.ko*",
-    "drivers/net/net_failover.ko*", "net/core", "net/packet", "drivers/ptp", "drivers/pps", "fs/ext4", "fs/jbd2",
-    "fs/mbcache.ko*", "crypto", "lib", "arch/x86/crypto", "drivers/usb/common", "block",
+    "drivers/ata",
+    "drivers/scsi",
+    "drivers/cdrom",
+    "drivers/nvme",
+    "drivers/virtio",
+    "drivers/block",
+    "drivers/net/ethernet/intel",
+    "drivers/net/ethernet/8390",
+    "drivers/net/mii.ko*",
+    "drivers/net/virtio_net.ko*",
+    "drivers/net/net_failover.ko*",
+    "net/core",
+    "net/packet",
+    "drivers/ptp",
+    "drivers/pps",
+    "fs/ext4",
+    "fs/jbd2",
+    "fs/mbcache.ko*",
+    "crypto",
+    "lib",
+    "arch/x86/crypto",
+    "drivers/usb/common",
+    "block",
 ];
 
 /// A kernel and what goes with it.

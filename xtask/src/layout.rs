@@ -30,6 +30,8 @@ const HEADERS: &[&str] = &[
     "sysctl.h",
     "hvm/hvm_op.h",
     "hvm/params.h",
+    "hvm/dm_op.h",
+    "hvm/ioreq.h",
     "hvm/save.h",
     "arch-x86/hvm/start_info.h",
     "io/console.h",

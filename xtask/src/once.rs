@@ -41,7 +41,13 @@ pub fn command(args: &OnceArgs) -> Result<ExitCode> {
         Engine::Bochs(_) => bochs::ticks(&logs).map(|ticks| format!(", {ticks} ticks")).unwrap_or_default(),
         Engine::Qemu(_) => String::new(),
     };
-    eprintln!("\n[{}: {:?} after {:.1} s{ticks}; logs in {}]", engine.name(), run.end, run.took.as_secs_f32(), logs.display());
+    eprintln!(
+        "\n[{}: {:?} after {:.1} s{ticks}; logs in {}]",
+        engine.name(),
+        run.end,
+        run.took.as_secs_f32(),
+        logs.display()
+    );
     let expected = if !args.until.is_empty() { End::Said } else { End::PoweredOff };
     Ok(if run.end == expected { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -118,7 +118,10 @@ impl Suite {
         let trust = if Path::new(KEYRING).exists() || install(&["debian-archive-keyring"]).is_ok() {
             format!("signed-by={KEYRING}")
         } else {
-            eprintln!("warning: no {KEYRING} (package debian-archive-keyring): packages of {} go unverified", self.name);
+            eprintln!(
+                "warning: no {KEYRING} (package debian-archive-keyring): packages of {} go unverified",
+                self.name
+            );
             "trusted=yes".to_string()
         };
         std::fs::write(self.dir.join("sources.list"), format!("deb [{trust}] {} {} main\n", mirror(), self.name))?;
@@ -240,7 +243,8 @@ mod tests {
 
     #[test]
     fn the_mirror_is_taken_from_either_format_of_sources() {
-        let deb822 = "Types: deb\n# http://snapshot.debian.org/archive/debian/2025/\nURIs: http://mirror.example/debian\n";
+        let deb822 =
+            "Types: deb\n# http://snapshot.debian.org/archive/debian/2025/\nURIs: http://mirror.example/debian\n";
         assert_eq!(debian_mirror(deb822).as_deref(), Some("http://mirror.example/debian"));
         let line = "deb https://deb.debian.org/debian/ trixie main\n";
         assert_eq!(debian_mirror(line).as_deref(), Some("https://deb.debian.org/debian"));

@@ -11,11 +11,11 @@ tests_qemu::guest!(main);
 
 fn main(t: &mut Tests) {
     let base = cpuid(XEN_CPUID_FIRST_LEAF, 0);
-    t.equal("signature", [base.ebx, base.ecx, base.edx], [
-        XEN_CPUID_SIGNATURE_EBX,
-        XEN_CPUID_SIGNATURE_ECX,
-        XEN_CPUID_SIGNATURE_EDX,
-    ]);
+    t.equal(
+        "signature",
+        [base.ebx, base.ecx, base.edx],
+        [XEN_CPUID_SIGNATURE_EBX, XEN_CPUID_SIGNATURE_ECX, XEN_CPUID_SIGNATURE_EDX],
+    );
     t.within("highest leaf", base.eax.into(), 0x4000_0004, 0x4000_0005);
     t.equal("version is 4.20", cpuid(XEN_CPUID_FIRST_LEAF + 1, 0).eax, 4 << 16 | 20);
     let page = cpuid(XEN_CPUID_FIRST_LEAF + 2, 0);

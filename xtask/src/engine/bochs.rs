@@ -89,7 +89,8 @@ impl Bochs {
 
     fn bochsrc(&self, machine: &Machine, console_port: u16) -> String {
         let share = self.tree.clone().unwrap_or_else(|| Path::new("/").to_path_buf());
-        let (bios, vga) = (share.join("usr/share/bochs/BIOS-bochs-latest"), share.join("usr/share/vgabios/vgabios.bin"));
+        let (bios, vga) =
+            (share.join("usr/share/bochs/BIOS-bochs-latest"), share.join("usr/share/vgabios/vgabios.bin"));
         let cpu = machine.cpu.as_deref().unwrap_or(CPU);
         let disk = match &machine.disk {
             Some(disk) => format!("ata1-master: type=disk, path={}, mode=flat, translation=lba\n", disk.display()),

@@ -73,7 +73,8 @@ impl Context<'_> {
             args = format!("{args} sync_console");
         }
         let protocol = self.engine.xen_protocol();
-        Medium { hypervisor: self.hypervisor.clone().with_args(&args, protocol), modules: boot.modules }.write_iso(&iso)?;
+        Medium { hypervisor: self.hypervisor.clone().with_args(&args, protocol), modules: boot.modules }
+            .write_iso(&iso)?;
         let machine = Machine {
             iso: iso.clone(),
             memory_mib: boot.memory_mib,

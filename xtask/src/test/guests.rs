@@ -39,6 +39,21 @@ const GUESTS: &[Guest] = &[
         ],
         ..guest("cpuid_leaves", "Xen's CPUID leaves, and what CPUID hides")
     },
+    guest("hypercall_page", "the hypercall page does what the instruction does"),
+    Guest {
+        xen_differs: &[("qemu", "PAT after reset")],
+        ..guest("msrs_allowed", "MSRs that kernels use have an answer")
+    },
+    Guest {
+        xen_differs: &[
+            ("qemu", "a reserved type in the PAT"),
+            ("qemu", "a system call entry that is not canonical"),
+            ("qemu", "a GS base that is not canonical"),
+        ],
+        ..guest("msrs_refused", "MSRs that guests must not have are #GP")
+    },
+    guest("ports", "ports that pass, are emulated, or read as ones"),
+    guest("mmio_exits", "IO-APIC, local APIC page, holes"),
 ];
 
 pub fn cases() -> Vec<Case> {
@@ -87,7 +102,8 @@ fn run(guest: &Guest, context: &Context<'_>) -> Result<()> {
 
 /// No check may have failed but those in `differs`, and the guest must have come to its end.
 fn judge(guest: &Guest, run: &Run, differs: &[&str]) -> Result<()> {
-    let checks: Vec<&str> = run.console.lines().filter_map(|line| line.split_once("TEST ").map(|(_, rest)| rest)).collect();
+    let checks: Vec<&str> =
+        run.console.lines().filter_map(|line| line.split_once("TEST ").map(|(_, rest)| rest)).collect();
     let failures: Vec<&str> = checks
         .iter()
         .copied()

@@ -30,7 +30,10 @@ fn test(sh: &Shell, arguments: &[&str], report: &mut Report) -> Result<()> {
         // What does not compile fails too, though no test says so.
         report.host_failed += usize::from(failed == 0);
     }
-    println!("host tests: {passed} passed, {failed} failed{}", if output.status.success() { "" } else { " (see above)" });
+    println!(
+        "host tests: {passed} passed, {failed} failed{}",
+        if output.status.success() { "" } else { " (see above)" }
+    );
     Ok(())
 }
 

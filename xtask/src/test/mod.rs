@@ -33,7 +33,8 @@ pub fn command(args: &TestArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let parts: Vec<&str> = args.what.iter().map(String::as_str).collect();
-    let names: Vec<&str> = parts.iter().copied().filter(|part| !["host", "bochs", "qemu", "kvm"].contains(part)).collect();
+    let names: Vec<&str> =
+        parts.iter().copied().filter(|part| !["host", "bochs", "qemu", "kvm"].contains(part)).collect();
     for name in &names {
         if !all.iter().any(|case| case.name == *name) {
             bail!("no test is called {name}; `cargo xtask test --list` has their names");
