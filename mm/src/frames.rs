@@ -66,7 +66,7 @@ impl<State> Frames<State> {
     }
 
     /// Hands the block to the host itself: its first frame's number is what frees it.
-    pub(crate) fn into_host(self) -> Mfn {
+    pub fn into_host(self) -> Mfn {
         self.into_parts().1.head
     }
 }
