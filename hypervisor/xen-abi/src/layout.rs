@@ -254,6 +254,30 @@ layout! {
     crate::hvm_save::TscAdjust: 8 { tsc_adjust 0..8 }
     crate::hvm_save::Msr: 8 { count 0..4 }
     crate::hvm_save::OneMsr: 16 { index 0..4, reserved 4..8, val 8..16 }
+    crate::dm::Buffer: 16 { h 0..8, size 8..16 }
+    crate::dm::DmOp: 32 { op 0..4, u 8..32 }
+    crate::dm::CreateIoreqServer: 6 { handle_bufioreq 0..1, id 4..6 }
+    crate::dm::GetIoreqServerInfo: 24 { id 0..2, flags 2..4, bufioreq_port 4..8, ioreq_gfn 8..16, bufioreq_gfn 16..24 }
+    crate::dm::IoreqServerRange: 24 { id 0..2, r#type 4..8, start 8..16, end 16..24 }
+    crate::dm::SetIoreqServerState: 4 { id 0..2, enabled 2..3 }
+    crate::dm::DestroyIoreqServer: 4 { id 0..2 }
+    crate::dm::TrackDirtyVram: 16 { nr 0..4, first_pfn 8..16 }
+    crate::dm::SetPciIntxLevel: 6 { domain 0..2, bus 2..3, device 3..4, intx 4..5, level 5..6 }
+    crate::dm::SetIsaIrqLevel: 2 { isa_irq 0..1, level 1..2 }
+    crate::dm::SetPciLinkRoute: 2 { link 0..1, isa_irq 1..2 }
+    crate::dm::ModifiedMemory: 8 { nr_extents 0..4, opaque 4..8 }
+    crate::dm::ModifiedMemoryExtent: 16 { nr 0..4, first_pfn 8..16 }
+    crate::dm::SetMemType: 16 { nr 0..4, mem_type 4..6, first_pfn 8..16 }
+    crate::dm::InjectEvent: 24 { vcpuid 0..4, vector 4..5, r#type 5..6, insn_len 6..7, error_code 8..12, cr2 16..24 }
+    crate::dm::InjectMsi: 16 { data 0..4, addr 8..16 }
+    crate::dm::MapMemTypeToIoreqServer: 16 { id 0..2, r#type 2..4, flags 4..8, opaque 8..16 }
+    crate::dm::RemoteShutdown: 4 { reason 0..4 }
+    crate::dm::RelocateMemory: 24 { size 0..4, src_gfn 8..16, dst_gfn 16..24 }
+    crate::dm::PinMemoryCacheattr: 24 { start 0..8, end 8..16, r#type 16..20 }
+    crate::dm::SetIrqLevel: 8 { irq 0..4, level 4..5 }
+    crate::dm::NrVcpus: 4 { vcpus 0..4 }
+    crate::dm::Ioreq: 32 { addr 0..8, data 8..16, count 16..20, size 20..24, vp_eport 24..28, r#type 31..32 }
+    crate::dm::BufIoreq: 8 { data 4..8 }
 }
 
 layout! {

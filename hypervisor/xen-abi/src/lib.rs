@@ -10,6 +10,7 @@
 pub mod argument;
 pub mod compat;
 pub mod console;
+pub mod dm;
 pub mod domctl;
 pub mod elfnote;
 pub mod errno;
