@@ -1,8 +1,39 @@
+//! The x86 machine: its CPUs, their virtualisation engines, interrupt controllers and clocks, and the virtual devices that guests see.
+//!
+//! What needs no hardware (`vdev`, `policy`, `acpi`, `pci`, `decode`) is safe code, tested on the host. What does is a thin shell around it.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
 
 pub mod acpi;
+pub mod apic;
+pub mod context;
+pub mod cpu;
+pub mod dom0;
+pub mod decode;
+pub mod devices;
+pub mod dump;
+pub mod engine;
+pub mod event;
+pub mod exit;
+pub mod fault;
+pub mod fpu;
+pub mod guest_paging;
+pub mod host;
+pub mod machine;
+pub mod msr;
+pub mod paging;
 pub mod pci;
+pub mod percpu;
 pub mod policy;
+pub mod port;
+pub mod power;
+pub mod ratelimit;
+pub mod regs;
+pub mod rtc;
+pub mod run;
+pub mod segment;
+pub mod startup;
+pub mod time;
 pub mod vdev;
+pub mod vmx;

@@ -149,7 +149,7 @@ fn read_msix(access: &impl ConfigAccess, sbdf: Sbdf, offset: u16, control: u16) 
     let place = |at: u16| {
         let word = access.read(sbdf, offset.saturating_add(at), Width::Long);
         match word & 0b111 {
-            index @ 0..6 => Ok((register::BAR.saturating_add(index as u16 * 4), word & !0b111)),
+            index @ 0..6 => Ok((register::BAR.saturating_add((index as u16) << 2), word & !0b111)),
             index => Err(Fault::MsixBar { index: index as u8 }),
         }
     };

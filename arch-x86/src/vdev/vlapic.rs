@@ -7,6 +7,7 @@
 
 mod base;
 mod icr;
+mod in_service;
 mod inbox;
 mod message;
 mod registers;
@@ -19,6 +20,7 @@ pub use registers::X2APIC_MSRS;
 pub use save::Inconsistent;
 pub use timer::{BUS_CYCLE_NS, Deadline, SHORTEST_PERIOD};
 
+use in_service::InService;
 use sched::Nanos;
 use timer::{Timer, TimerMode};
 
@@ -74,9 +76,7 @@ pub struct Vlapic {
     enabled: bool,
     task_priority: u8,
     processor_priority: u8,
-    /// Which words of `isr` are not empty.
-    isr_words: u32,
-    isr: [u32; 8],
+    in_service: InService,
     ldr: u32,
     dfr: u32,
     svr: u32,
@@ -98,8 +98,7 @@ impl Vlapic {
             enabled: false,
             task_priority: 0,
             processor_priority: 0,
-            isr_words: 0,
-            isr: [0; 8],
+            in_service: InService::NONE,
             ldr: 0,
             dfr: DFR_FLAT,
             svr: 0xff,
@@ -129,13 +128,8 @@ impl Vlapic {
     }
 
     const fn identity(&self) -> Identity {
-        Identity {
-            x2apic_id: self.x2apic_id,
-            mode: self.mode,
-            software_enabled: self.svr & SVR_ENABLED != 0,
-            logical_id: (self.ldr >> 24) as u8,
-            cluster: self.dfr >> 28 == 0,
-        }
+        let software_enabled = self.svr & SVR_ENABLED != 0;
+        Identity::new(self.x2apic_id, self.mode, software_enabled, (self.ldr >> 24) as u8, self.dfr >> 28 == 0)
     }
 
     /// After a change of the mode, SVR, LDR or DFR.
@@ -170,40 +164,24 @@ impl Vlapic {
     #[inline]
     pub fn acknowledge(&mut self, inbox: &LapicInbox, vector: u8) {
         inbox.withdraw(vector);
-        let index = u32::from(vector >> 5);
-        if let Some(isr) = self.isr.get_mut(index as usize) {
-            *isr |= 1 << (vector & 31);
-            self.isr_words |= 1 << index;
-        }
-        self.update_processor_priority();
+        self.in_service.begin(vector);
+        // It was deliverable, so its class is the highest.
+        self.processor_priority = vector & 0xf0;
     }
 
     /// The guest is done with what it served last.
     #[inline]
     pub fn eoi(&mut self, inbox: &LapicInbox) -> Effect {
-        let Some(vector) = self.highest_in_service() else { return Effect::Nothing };
-        let index = u32::from(vector >> 5);
-        if let Some(isr) = self.isr.get_mut(index as usize) {
-            *isr &= !(1 << (vector & 31));
-            if *isr == 0 {
-                self.isr_words &= !(1 << index);
-            }
-        }
+        let vector = self.in_service.end();
         self.update_processor_priority();
+        // Nothing was in service: vector 0, which is never level-triggered.
         if inbox.is_level(vector) { Effect::EoiBroadcast(vector) } else { Effect::Nothing }
-    }
-
-    #[inline]
-    fn highest_in_service(&self) -> Option<u8> {
-        let index = self.isr_words.checked_ilog2()?;
-        let top = self.isr.get(index as usize)?.checked_ilog2()?;
-        Some((index << 5 | top) as u8)
     }
 
     /// SDM Vol. 3, 11.8.3.1: the task's priority, or the class of what is in service if that is higher.
     #[inline]
     fn update_processor_priority(&mut self) {
-        let serving = self.highest_in_service().unwrap_or(0) & 0xf0;
+        let serving = self.in_service.highest() & 0xf0;
         self.processor_priority = if self.task_priority & 0xf0 >= serving { self.task_priority } else { serving };
     }
 

@@ -1,7 +1,7 @@
 //! Extended page tables as a format of `mm`'s walker (SDM Vol. 3, 29.3).
 
-use mm::addr::Mfn;
-use mm::table::{Entry, Mapping, MemoryType, PageFormat, PageKind, PageSize};
+use mm::addr::{Mfn, PageSize};
+use mm::table::{Entry, Mapping, MemoryType, PageFormat, PageKind};
 
 const READ: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
@@ -21,14 +21,8 @@ pub struct Ept {
 }
 
 fn access(kind: PageKind) -> u64 {
-    match kind {
-        PageKind::Ram | PageKind::Mmio => READ | WRITE | EXECUTE,
-        PageKind::GrantRw | PageKind::Foreign => READ | WRITE,
-        PageKind::RamReadOnly | PageKind::LogDirty => READ | EXECUTE,
-        PageKind::MmioReadOnly | PageKind::GrantRo | PageKind::ForeignRo => READ,
-        // Not present to the CPU: every access comes to Corten.
-        PageKind::Ioreq | PageKind::Broken => 0,
-    }
+    let bit = |allowed, bit| if allowed { bit } else { 0 };
+    bit(kind.readable(), READ) | bit(kind.writable(), WRITE) | bit(kind.executable(), EXECUTE)
 }
 
 impl PageFormat for Ept {
@@ -63,8 +57,8 @@ impl PageFormat for Ept {
             2 => PageSize::Size2M,
             _ => PageSize::Size1G,
         };
-        let Some(kind) = PageKind::from_index(kind as u8 - 1) else { return Entry::Empty };
-        let Some(memory) = MemoryType::from_index((entry >> MEMORY_TYPE_SHIFT & 7) as u8) else { return Entry::Empty };
+        let Some(kind) = PageKind::from_bits(kind as u8 - 1) else { return Entry::Empty };
+        let Some(memory) = MemoryType::from_bits((entry >> MEMORY_TYPE_SHIFT & 7) as u8) else { return Entry::Empty };
         Entry::Leaf(Mapping { mfn: Mfn((entry & FRAME_MASK) >> 12), size, kind, memory })
     }
 

@@ -1,6 +1,7 @@
 //! A vCPU under VMX: its VMCS, how it is set up, entered, and asked about.
 
 use mm::addr::Mfn;
+use mm::{Clean, Frames};
 
 use super::caps::{Caps, EntryControls, Primary, Secondary};
 use super::entry::{self, Entered};
@@ -9,6 +10,7 @@ use super::vmcs::{self, Vmcs, VmxError, read, write};
 use super::{decode_exit, invept_if_changed};
 use crate::event::{Event, Pending, SoftwareKind};
 use crate::exit::Exit;
+use crate::policy::msr::DeviceMsr;
 use crate::regs::GuestRegs;
 use crate::segment::{Segment, SegmentAccess, SegmentRegister, StartState};
 
@@ -52,7 +54,6 @@ const EVENT_HAS_ERROR: u32 = 1 << 11;
 /// The pages and numbers that a vCPU's VMCS refers to; they live as long as its domain.
 #[derive(Clone, Copy, Debug)]
 pub struct Resources {
-    pub vmcs: Mfn,
     pub io_bitmaps: [Mfn; 2],
     pub msr_bitmap: Mfn,
     pub ept_root: Mfn,
@@ -95,10 +96,10 @@ pub fn ept_pointer(root: Mfn) -> u64 {
 
 impl VmxVcpu {
     /// # Safety
-    /// `resources.vmcs` is a zeroed frame of this vCPU's own; the bitmaps are frames that outlive it. The CPU is in VMX root operation.
-    pub unsafe fn new(caps: &'static Caps, resources: Resources) -> VmxVcpu {
+    /// The frame was prepared by [`prepare_region`]; the bitmaps are frames that outlive this value. VMX is on.
+    pub unsafe fn new(caps: &'static Caps, resources: Resources, frame: Frames<Clean>) -> VmxVcpu {
         // SAFETY: by the caller's promise; `prepare_region` wrote the revision.
-        let vmcs = unsafe { Vmcs::new(resources.vmcs) };
+        let vmcs = unsafe { Vmcs::new(frame) };
         VmxVcpu { vmcs, caps, resources, primary: caps.primary, flush_generation: 0 }
     }
 
@@ -400,6 +401,33 @@ impl VmxVcpu {
         write(GUEST_PAT, value);
     }
 
+    /// The field behind an MSR that the VMCS holds.
+    fn msr_field(msr: DeviceMsr) -> Option<Field<u64>> {
+        Some(match msr {
+            DeviceMsr::FsBase => GUEST_FS_BASE,
+            DeviceMsr::GsBase => GUEST_GS_BASE,
+            DeviceMsr::SysenterEsp => GUEST_SYSENTER_ESP,
+            DeviceMsr::SysenterEip => GUEST_SYSENTER_EIP,
+            DeviceMsr::DebugControl => GUEST_DEBUGCTL,
+            _ => return None,
+        })
+    }
+
+    pub fn read_msr(&self, msr: DeviceMsr) -> Option<u64> {
+        match msr {
+            DeviceMsr::SysenterCs => Some(u64::from(read(GUEST_SYSENTER_CS))),
+            msr => Self::msr_field(msr).map(read),
+        }
+    }
+
+    pub fn write_msr(&mut self, msr: DeviceMsr, value: u64) -> Option<()> {
+        match msr {
+            DeviceMsr::SysenterCs => write(GUEST_SYSENTER_CS, value as u32),
+            msr => write(Self::msr_field(msr)?, value),
+        }
+        Some(())
+    }
+
     pub fn segment(&self, register: SegmentRegister) -> Segment {
         let fields = segment(register as u8);
         Segment {
@@ -459,7 +487,7 @@ fn redeliver(vectoring: u32, pending: &mut Pending) {
 
 /// Writes the VMX revision into a zeroed frame, which makes it a VMCS or VMXON region.
 pub fn prepare_region(memory: &mm::Memory, frame: Mfn, caps: &Caps) {
-    let _ = memory.window().write_u32(frame.phys(), caps.revision);
+    let _ = memory.window().write_u64(frame.phys(), u64::from(caps.revision));
 }
 
 /// The VMCS's state in words, for a domain that crashes or an entry that fails. The vCPU is current.

@@ -2,7 +2,8 @@
 
 use core::arch::asm;
 
-use mm::addr::{HostPhys, Mfn};
+use mm::addr::HostPhys;
+use mm::{Clean, Frames};
 
 use super::field::{Field, FieldValue};
 
@@ -13,10 +14,14 @@ pub enum VmxError {
     Failed,
 }
 
+/// A VMX instruction with one operand in memory, and what its flags say.
 macro_rules! vmx_instruction {
-    ($text:literal, $($operand:tt)*) => {{
+    ($name:literal, $pointer:expr) => {{
         let (carry, zero): (u8, u8);
-        asm!($text, "setc {carry}", "setz {zero}", carry = out(reg_byte) carry, zero = out(reg_byte) zero, $($operand)*, options(nostack));
+        asm!(
+            concat!($name, " [{pointer}]"), "setc {carry}", "setz {zero}",
+            pointer = in(reg) $pointer, carry = out(reg_byte) carry, zero = out(reg_byte) zero, options(nostack)
+        );
         match (carry, zero) {
             (0, 0) => Ok(()),
             (0, _) => Err(VmxError::Failed),
@@ -33,7 +38,7 @@ macro_rules! vmx_instruction {
 pub unsafe fn vmxon(region: HostPhys) -> Result<(), VmxError> {
     let pointer = region.0;
     // SAFETY: by the caller's promise.
-    unsafe { vmx_instruction!("vmxon [{0}]", in(reg) &pointer) }
+    unsafe { vmx_instruction!("vmxon", &pointer) }
 }
 
 /// # Safety
@@ -41,7 +46,7 @@ pub unsafe fn vmxon(region: HostPhys) -> Result<(), VmxError> {
 unsafe fn vmclear(vmcs: HostPhys) -> Result<(), VmxError> {
     let pointer = vmcs.0;
     // SAFETY: by the caller's promise.
-    unsafe { vmx_instruction!("vmclear [{0}]", in(reg) &pointer) }
+    unsafe { vmx_instruction!("vmclear", &pointer) }
 }
 
 /// # Safety
@@ -49,7 +54,7 @@ unsafe fn vmclear(vmcs: HostPhys) -> Result<(), VmxError> {
 unsafe fn vmptrld(vmcs: HostPhys) -> Result<(), VmxError> {
     let pointer = vmcs.0;
     // SAFETY: by the caller's promise.
-    unsafe { vmx_instruction!("vmptrld [{0}]", in(reg) &pointer) }
+    unsafe { vmx_instruction!("vmptrld", &pointer) }
 }
 
 /// Invalidates what this CPU cached of an EPT's translations: of one (`eptp`), or of all.
@@ -115,14 +120,14 @@ enum Residency {
 
 /// A VMCS region and its residency.
 pub struct Vmcs {
-    frame: Mfn,
+    frame: Frames<Clean>,
     residency: Residency,
 }
 
 impl Vmcs {
     /// # Safety
-    /// `frame` is zeroed, has the VMX revision in its first word and belongs to this VMCS alone.
-    pub unsafe fn new(frame: Mfn) -> Vmcs {
+    /// `frame` has the VMX revision in its first word, and zeroes behind it.
+    pub unsafe fn new(frame: Frames<Clean>) -> Vmcs {
         Vmcs { frame, residency: Residency::Inactive }
     }
 
@@ -131,17 +136,17 @@ impl Vmcs {
         // SAFETY: the region is this value's own, and `release` cleared it on the CPU that had it before.
         unsafe {
             if self.residency == Residency::Inactive {
-                vmclear(self.frame.phys())?;
+                vmclear(self.frame.mfn().phys())?;
                 self.residency = Residency::Active { launched: false };
             }
-            vmptrld(self.frame.phys())
+            vmptrld(self.frame.mfn().phys())
         }
     }
 
     /// Takes it off this CPU, so that another may load it.
     pub fn release(&mut self) {
         // SAFETY: the region is this value's own.
-        let _ = unsafe { vmclear(self.frame.phys()) };
+        let _ = unsafe { vmclear(self.frame.mfn().phys()) };
         self.residency = Residency::Inactive;
     }
 

@@ -84,7 +84,7 @@ mod tests {
                     assert_eq!(vlapic.mode(), from);
                 } else {
                     assert_eq!(vlapic.mode(), to, "{from:?} to {to:?}");
-                    assert_eq!(inbox.identity().mode, to);
+                    assert_eq!(inbox.identity().mode(), to);
                     assert_eq!(vlapic.apic_base(), value);
                     let effect = if from == to { Effect::Nothing } else { Effect::ModeChanged(to) };
                     assert_eq!(result, Ok(effect));
@@ -128,6 +128,6 @@ mod tests {
         assert!(!inbox.wants_attention());
         vlapic.set_apic_base(ADDRESS | ENABLED, &inbox).unwrap();
         assert_eq!(vlapic.task_priority(), 0);
-        assert!(!inbox.identity().software_enabled);
+        assert!(!inbox.identity().is_software_enabled());
     }
 }

@@ -10,14 +10,47 @@ const SHORTHAND_SHIFT: u32 = 18;
 /// Every bit of the lower half that means something; in x2APIC mode the others are reserved.
 pub(super) const DEFINED: u32 = 0xff | 7 << 8 | LOGICAL as u32 | ASSERT as u32 | LEVEL as u32 | 3 << SHORTHAND_SHIFT;
 
+#[inline]
+const fn destination_id(icr: u64, numbering: Numbering) -> u32 {
+    match numbering {
+        Numbering::X2apic => (icr >> 32) as u32,
+        _ => (icr >> 56) as u32,
+    }
+}
+
 impl Vlapic {
     /// The vCPU has written its ICR. A fixed interrupt to itself is requested at once, anything else is for the run loop to send.
     #[inline]
     pub(super) fn send(&mut self, icr: u64, numbering: Numbering, inbox: &LapicInbox) -> Effect {
-        let id = match numbering {
-            Numbering::X2apic => (icr >> 32) as u32,
-            _ => (icr >> 56) as u32,
-        };
+        const SIMPLE: u64 = 3 << SHORTHAND_SHIFT | 7 << 8 | LOGICAL;
+        const MYSELF: u64 = 1 << SHORTHAND_SHIFT;
+        // Fixed, to itself or to one other: what an operating system sends all the time.
+        let id = destination_id(icr, numbering);
+        let vector = icr as u8;
+        if vector >= 16
+            && self.enabled
+            && (icr & SIMPLE == MYSELF || icr & SIMPLE == 0 && self.is_myself(id, numbering))
+        {
+            // This vCPU is about to be entered: nobody needs to be told.
+            let _ = inbox.post(vector, false);
+            return Effect::Nothing;
+        }
+        if vector >= 16 && icr & SIMPLE == 0 {
+            let target = Target::Destination(Destination { id, logical: false, numbering });
+            return Effect::Ipi(Message { vector, delivery: Delivery::Fixed, level: false, target });
+        }
+        self.send_unusual(icr, numbering, inbox)
+    }
+
+    #[inline]
+    const fn is_myself(&self, id: u32, numbering: Numbering) -> bool {
+        // 0xff is everyone in xAPIC mode, whoever has that id.
+        id == self.x2apic_id && (id != 0xff || matches!(numbering, Numbering::X2apic))
+    }
+
+    #[cold]
+    fn send_unusual(&mut self, icr: u64, numbering: Numbering, inbox: &LapicInbox) -> Effect {
+        let id = destination_id(icr, numbering);
         let delivery = Delivery::from_bits(icr);
         let vector = icr as u8;
         let target = match (icr >> SHORTHAND_SHIFT) & 3 {
@@ -43,16 +76,9 @@ impl Vlapic {
             }
             Delivery::Smi | Delivery::ExtInt | Delivery::Reserved => return Effect::Nothing,
         }
-        let to_myself = match target {
-            Target::Myself => true,
-            Target::Destination(Destination { id, logical: false, .. }) => {
-                id == self.x2apic_id && (id != 0xff || numbering == Numbering::X2apic)
-            }
-            _ => false,
-        };
-        if to_myself && matches!(delivery, Delivery::Fixed) {
+        if target == Target::Myself {
+            // Lowest priority, or the APIC is off.
             if self.enabled {
-                // This vCPU is about to be entered: nobody needs to be told.
                 let _ = inbox.post(vector, false);
             }
             return Effect::Nothing;

@@ -65,7 +65,7 @@ impl LapicInbox {
         LapicInbox {
             attention: AtomicU32::new(0),
             startup: AtomicU32::new(if waits_for_sipi { WAITING } else { 0 }),
-            identity: AtomicU64::new(identity.pack()),
+            identity: AtomicU64::new(identity.bits()),
             irr: [const { AtomicU32::new(0) }; 8],
             tmr: [const { AtomicU32::new(0) }; 8],
         }
@@ -75,7 +75,7 @@ impl LapicInbox {
 
     #[inline]
     pub fn identity(&self) -> Identity {
-        Identity::unpack(self.identity.load(Ordering::Relaxed))
+        Identity::from_bits(self.identity.load(Ordering::Relaxed))
     }
 
     /// Requests an interrupt. Vectors below 16 are the sender's error and never get here; the request is dropped.
@@ -154,7 +154,19 @@ impl LapicInbox {
 
     /// Publishes a changed identity.
     pub(super) fn publish(&self, identity: Identity) {
-        self.identity.store(identity.pack(), Ordering::Release);
+        self.identity.store(identity.bits(), Ordering::Release);
+    }
+
+    /// Whether an NMI waits to be taken.
+    #[inline]
+    pub fn nmi_pending(&self) -> bool {
+        self.attention.load(Ordering::Acquire) & NMI != 0
+    }
+
+    /// Whether INIT or SIPI wait to be taken.
+    #[inline]
+    pub fn startup_pending(&self) -> bool {
+        self.attention.load(Ordering::Acquire) & STARTUP != 0
     }
 
     /// Whether an NMI was posted. Taking it leaves none.
@@ -264,8 +276,7 @@ mod tests {
     use std::sync::atomic::AtomicBool;
 
     fn inbox(waits_for_sipi: bool) -> LapicInbox {
-        let identity =
-            Identity { x2apic_id: 2, mode: Mode::Xapic, software_enabled: true, logical_id: 0, cluster: false };
+        let identity = Identity::new(2, Mode::Xapic, true, 0, false);
         LapicInbox::new(identity, waits_for_sipi)
     }
 

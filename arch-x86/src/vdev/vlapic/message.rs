@@ -64,62 +64,101 @@ pub enum Mode {
     X2apic,
 }
 
-/// What of a local APIC decides whether a message reaches it. It packs into one word, so that other CPUs read it whole.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    pub x2apic_id: u32,
-    pub mode: Mode,
-    /// The spurious-vector register's enable bit. Without it fixed interrupts are refused.
-    pub software_enabled: bool,
-    /// Bits 31:24 of the LDR. Meaningful in xAPIC mode.
-    pub logical_id: u8,
-    /// The DFR's model: cluster instead of flat. Meaningful in xAPIC mode.
-    pub cluster: bool,
-}
-
-const MODE_SHIFT: u32 = 32;
-const ENABLED: u64 = 1 << 34;
-const CLUSTER: u64 = 1 << 35;
-const LOGICAL_SHIFT: u32 = 40;
+/// What of a local APIC decides whether a message reaches it: one word, so that other CPUs read it whole.
+#[derive(Copy, Clone, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Identity(u64);
 
 impl Identity {
-    #[inline]
-    pub const fn pack(self) -> u64 {
-        let mode = match self.mode {
+    // Bits 31:0 are the x2APIC id.
+    const XAPIC: u64 = 1 << 32;
+    const X2APIC: u64 = 1 << 33;
+    const SOFTWARE_ENABLED: u64 = 1 << 34;
+    const CLUSTER: u64 = 1 << 35;
+    /// Both enabled: fixed interrupts are accepted.
+    const ACCEPTS_FIXED: u64 = 1 << 36;
+    const LOGICAL_SHIFT: u32 = 40;
+
+    /// `software_enabled` is the spurious vector register's enable bit; `logical_id` is bits 31:24 of the LDR and `cluster` the model that the
+    /// DFR selects, which both have a meaning in xAPIC mode only.
+    pub const fn new(x2apic_id: u32, mode: Mode, software_enabled: bool, logical_id: u8, cluster: bool) -> Identity {
+        let mode = match mode {
             Mode::Disabled => 0,
-            Mode::Xapic => 1,
-            Mode::X2apic => 2,
+            Mode::Xapic => Identity::XAPIC,
+            Mode::X2apic => Identity::X2APIC,
         };
-        self.x2apic_id as u64
-            | mode << MODE_SHIFT
-            | if self.software_enabled { ENABLED } else { 0 }
-            | if self.cluster { CLUSTER } else { 0 }
-            | (self.logical_id as u64) << LOGICAL_SHIFT
+        let enabled = match (mode, software_enabled) {
+            (0, true) => Identity::SOFTWARE_ENABLED,
+            (_, true) => Identity::SOFTWARE_ENABLED | Identity::ACCEPTS_FIXED,
+            (_, false) => 0,
+        };
+        let cluster = if cluster { Identity::CLUSTER } else { 0 };
+        Identity(x2apic_id as u64 | mode | enabled | cluster | (logical_id as u64) << Identity::LOGICAL_SHIFT)
     }
 
     #[inline]
-    pub const fn unpack(word: u64) -> Identity {
-        Identity {
-            x2apic_id: word as u32,
-            mode: match (word >> MODE_SHIFT) & 3 {
-                1 => Mode::Xapic,
-                2 => Mode::X2apic,
-                _ => Mode::Disabled,
-            },
-            software_enabled: word & ENABLED != 0,
-            cluster: word & CLUSTER != 0,
-            logical_id: (word >> LOGICAL_SHIFT) as u8,
+    pub(super) const fn from_bits(bits: u64) -> Identity {
+        Identity(bits)
+    }
+
+    #[inline]
+    pub(super) const fn bits(self) -> u64 {
+        self.0
+    }
+
+    #[inline]
+    pub const fn x2apic_id(self) -> u32 {
+        self.0 as u32
+    }
+
+    pub const fn mode(self) -> Mode {
+        if self.is_x2apic() {
+            Mode::X2apic
+        } else if self.0 & Identity::XAPIC != 0 {
+            Mode::Xapic
+        } else {
+            Mode::Disabled
         }
     }
 
-    /// Whether a message with this delivery mode is accepted at all. SDM Vol. 3, 11.4.7.2: an APIC that is off by software still takes INIT, NMI, SMI and start-up.
+    #[inline]
+    const fn is_x2apic(self) -> bool {
+        self.0 & Identity::X2APIC != 0
+    }
+
+    pub const fn is_software_enabled(self) -> bool {
+        self.0 & Identity::SOFTWARE_ENABLED != 0
+    }
+
+    pub const fn logical_id(self) -> u8 {
+        (self.0 >> Identity::LOGICAL_SHIFT) as u8
+    }
+
+    pub const fn is_cluster(self) -> bool {
+        self.0 & Identity::CLUSTER != 0
+    }
+
+    /// Whether a message with this delivery mode is accepted at all. SDM Vol. 3, 11.4.7.2: an APIC that is off by software still takes INIT, NMI
+    /// and start-up.
     #[inline]
     pub const fn accepts(self, delivery: Delivery) -> bool {
         match delivery {
-            Delivery::Fixed | Delivery::LowestPriority => self.software_enabled && !matches!(self.mode, Mode::Disabled),
+            Delivery::Fixed | Delivery::LowestPriority => self.0 & Identity::ACCEPTS_FIXED != 0,
             Delivery::Nmi | Delivery::Init | Delivery::StartUp => true,
             Delivery::Smi | Delivery::ExtInt | Delivery::Reserved => false,
         }
+    }
+}
+
+impl core::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Identity")
+            .field("x2apic_id", &self.x2apic_id())
+            .field("mode", &self.mode())
+            .field("software_enabled", &self.is_software_enabled())
+            .field("logical_id", &self.logical_id())
+            .field("cluster", &self.is_cluster())
+            .finish()
     }
 }
 
@@ -138,41 +177,35 @@ impl Destination {
         Destination { id, logical: true, numbering }
     }
 
-    /// Whether the message goes to every APIC of the domain that is in this mode.
+    /// Whether the message goes to every APIC of the domain, of those in x2APIC mode or of the others.
     #[inline]
-    const fn is_everyone(self, receiver: Mode) -> bool {
+    const fn is_everyone(self, x2apic: bool) -> bool {
         match self.numbering {
             Numbering::Xapic => self.id == 0xff,
             Numbering::X2apic => self.id == u32::MAX,
-            Numbering::Message => self.id == 0xff && !matches!(receiver, Mode::X2apic),
+            Numbering::Message => self.id == 0xff && !x2apic,
         }
     }
 
     /// Whether the destination names this APIC.
     #[inline]
     pub const fn matches(self, apic: Identity) -> bool {
-        if self.is_everyone(apic.mode) {
-            return true;
-        }
-        if !self.logical {
-            return self.id == apic.x2apic_id;
-        }
-        match apic.mode {
-            Mode::X2apic => {
-                let ldr = x2apic_logical_id(apic.x2apic_id);
-                self.id >> 16 == ldr >> 16 && self.id & ldr & 0xffff != 0
-            }
-            // An APIC that is off keeps no logical id.
-            Mode::Disabled => false,
-            Mode::Xapic => {
-                let ldr = apic.logical_id as u32;
-                if self.id > 0xff {
-                    false
-                } else if apic.cluster {
-                    (self.id >> 4 == ldr >> 4 || self.id >> 4 == 0xf) && self.id & ldr & 0xf != 0
-                } else {
-                    self.id & ldr != 0
-                }
+        if self.is_everyone(apic.is_x2apic()) {
+            true
+        } else if !self.logical {
+            self.id == apic.x2apic_id()
+        } else if apic.is_x2apic() {
+            let ldr = x2apic_logical_id(apic.x2apic_id());
+            self.id >> 16 == ldr >> 16 && self.id & ldr & 0xffff != 0
+        } else {
+            // An APIC that is off has lost its logical id: it is zero.
+            let ldr = apic.logical_id() as u32;
+            if self.id > 0xff {
+                false
+            } else if apic.is_cluster() {
+                (self.id >> 4 == ldr >> 4 || self.id >> 4 == 0xf) && self.id & ldr & 0xf != 0
+            } else {
+                self.id & ldr != 0
             }
         }
     }
@@ -180,7 +213,7 @@ impl Destination {
     /// The ids among which every receiver is to be found. A domain that finds its vCPUs by id need not look at the others.
     #[inline]
     pub const fn candidates(self) -> RangeInclusive<u32> {
-        if self.is_everyone(Mode::Xapic) || (self.logical && self.id <= 0xffff) {
+        if self.is_everyone(false) || (self.logical && self.id <= 0xffff) {
             // Any id may have any logical id in xAPIC mode.
             0..=u32::MAX
         } else if self.logical {
@@ -261,11 +294,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn xapic(id: u32, logical_id: u8, cluster: bool) -> Identity {
-        Identity { x2apic_id: id, mode: Mode::Xapic, software_enabled: true, logical_id, cluster }
+        Identity::new(id, Mode::Xapic, true, logical_id, cluster)
     }
 
     fn x2apic(id: u32) -> Identity {
-        Identity { x2apic_id: id, mode: Mode::X2apic, software_enabled: true, logical_id: 0, cluster: false }
+        Identity::new(id, Mode::X2apic, true, 0, false)
     }
 
     fn fixed(target: Target) -> Message {
@@ -361,7 +394,7 @@ mod tests {
 
     #[test]
     fn an_apic_off_by_software_takes_nmi_init_and_startup_but_no_fixed_interrupt() {
-        let off = Identity { software_enabled: false, ..xapic(2, 0, false) };
+        let off = Identity::new(2, Mode::Xapic, false, 0, false);
         let apics = [(1, off)];
         let to = Target::Destination(Destination::physical(2, Numbering::Xapic));
         for (delivery, expected) in [
@@ -391,39 +424,45 @@ mod tests {
         assert!(Message::from_msi(0x1_fee0_4000, 0).is_none());
     }
 
-    fn any_identity() -> impl Strategy<Value = Identity> {
-        (any::<u32>(), 0..3u8, any::<bool>(), any::<u8>(), any::<bool>()).prop_map(
-            |(x2apic_id, mode, software_enabled, logical_id, cluster)| Identity {
-                x2apic_id,
-                mode: [Mode::Disabled, Mode::Xapic, Mode::X2apic][usize::from(mode)],
-                software_enabled,
-                logical_id,
-                cluster,
-            },
-        )
-    }
+    const MODES: [Mode; 3] = [Mode::Disabled, Mode::Xapic, Mode::X2apic];
 
     proptest! {
         #[test]
-        fn an_identity_survives_packing(identity in any_identity()) {
-            prop_assert_eq!(Identity::unpack(identity.pack()), identity);
+        fn an_identity_says_what_it_was_made_of(
+            x2apic_id in any::<u32>(),
+            mode in prop::sample::select(MODES.to_vec()),
+            software_enabled in any::<bool>(),
+            logical_id in any::<u8>(),
+            cluster in any::<bool>(),
+        ) {
+            let identity = Identity::new(x2apic_id, mode, software_enabled, logical_id, cluster);
+            prop_assert_eq!(identity.x2apic_id(), x2apic_id);
+            prop_assert_eq!(identity.mode(), mode);
+            prop_assert_eq!(identity.is_software_enabled(), software_enabled);
+            prop_assert_eq!(identity.logical_id(), logical_id);
+            prop_assert_eq!(identity.is_cluster(), cluster);
+            prop_assert_eq!(identity.accepts(Delivery::Fixed), software_enabled && mode != Mode::Disabled);
         }
 
         #[test]
         fn every_receiver_is_among_the_candidates(
-            mut apic in any_identity(),
+            other in any::<u32>(),
+            mode in prop::sample::select(MODES.to_vec()),
+            (logical_id, cluster) in any::<(u8, bool)>(),
             near in any::<bool>(),
             id in prop_oneof![any::<u32>(), 0..0x200u32, Just(0xffu32), Just(u32::MAX)],
             logical in any::<bool>(),
-            numbering in 0..3u8,
+            numbering in prop::sample::select(vec![Numbering::Xapic, Numbering::X2apic, Numbering::Message]),
         ) {
-            let numbering = [Numbering::Xapic, Numbering::X2apic, Numbering::Message][usize::from(numbering)];
-            if near {
-                apic.x2apic_id = if logical { id >> 16 << 4 | apic.x2apic_id & 0xf } else { id };
-            }
+            let x2apic_id = match (near, logical) {
+                (true, true) => id >> 16 << 4 | other & 0xf,
+                (true, false) => id,
+                _ => other,
+            };
+            let apic = Identity::new(x2apic_id, mode, true, logical_id, cluster);
             let destination = Destination { id, logical, numbering };
             if destination.matches(apic) {
-                prop_assert!(destination.candidates().contains(&apic.x2apic_id));
+                prop_assert!(destination.candidates().contains(&x2apic_id));
             }
         }
     }

@@ -187,18 +187,28 @@ impl Vlapic {
         if self.mode != Mode::X2apic {
             return Err(GeneralProtection);
         }
-        let register = msr.wrapping_sub(X2APIC_MSRS);
-        if register == number::ICR {
-            if value as u32 & !icr::DEFINED != 0 {
-                return Err(GeneralProtection);
+        // The two that an operating system writes all the time.
+        match msr.wrapping_sub(X2APIC_MSRS) {
+            number::EOI if value == 0 => Ok(self.eoi(inbox)),
+            number::ICR if value as u32 & !icr::DEFINED == 0 => {
+                self.icr = value;
+                Ok(self.send(value, Numbering::X2apic, inbox))
             }
-            self.icr = value;
-            return Ok(self.send(value, Numbering::X2apic, inbox));
+            register => self.write_other_x2apic(register, value, now, inbox),
         }
-        // All others are 32 bits wide.
+    }
+
+    #[inline(never)]
+    fn write_other_x2apic(
+        &mut self,
+        register: u32,
+        value: u64,
+        now: impl FnOnce() -> Nanos,
+        inbox: &LapicInbox,
+    ) -> Result<Effect, GeneralProtection> {
+        // 32 bits wide all of them.
         let value = u32::try_from(value).map_err(|_| GeneralProtection)?;
         let defined = match register {
-            number::EOI => return if value == 0 { Ok(self.eoi(inbox)) } else { Err(GeneralProtection) },
             number::SELF_IPI if value <= 0xff => {
                 // Shorthand "self", fixed, edge (SDM Vol. 3, 11.12.11).
                 return Ok(self.send(1 << 18 | u64::from(value), Numbering::X2apic, inbox));
@@ -232,7 +242,7 @@ impl Vlapic {
             number::LOGICAL_DESTINATION => self.ldr,
             number::DESTINATION_FORMAT => self.dfr,
             number::SPURIOUS_VECTOR => self.svr,
-            number::IN_SERVICE..=number::IN_SERVICE_LAST => *self.isr.get((register & 7) as usize)?,
+            number::IN_SERVICE..=number::IN_SERVICE_LAST => self.in_service.word(register & 7),
             number::TRIGGER_MODE..=number::TRIGGER_MODE_LAST => inbox.tmr_word((register & 7) as usize),
             number::REQUEST..=number::REQUEST_LAST => inbox.irr_word((register & 7) as usize),
             number::ERROR_STATUS => self.esr,

@@ -4,6 +4,7 @@ use sched::Nanos;
 use xen_abi::hvm_save::{Lapic, LapicRegs};
 
 use super::base;
+use super::in_service::InService;
 use super::registers::number;
 use super::{DFR_FLAT, LVT_ENTRIES, LVT_MASKED, LapicInbox, Lvt, Mode, SVR_ENABLED, TimerMode, Vlapic};
 
@@ -83,16 +84,14 @@ impl Vlapic {
         if count > initial {
             return Err(Inconsistent);
         }
+        let in_service = core::array::from_fn(|index| get(page, number::IN_SERVICE.wrapping_add(index as u32)));
+        let in_service = InService::from_words(in_service).ok_or(Inconsistent)?;
         self.reset(inbox);
+        self.in_service = in_service;
         for index in 0..8u32 {
-            let valid = if index == 0 { !0xffff } else { !0 };
-            let word = |first: u32| get(page, first | index) & valid;
-            let in_service = word(number::IN_SERVICE);
-            if let Some(isr) = self.isr.get_mut(index as usize) {
-                *isr = in_service;
-            }
-            self.isr_words |= u32::from(in_service != 0) << index;
-            inbox.load(index as usize, word(number::REQUEST), get(page, number::TRIGGER_MODE.wrapping_add(index)));
+            let [requested, level] =
+                [number::REQUEST, number::TRIGGER_MODE].map(|first| get(page, first.wrapping_add(index)));
+            inbox.load(index as usize, requested, level);
         }
         self.base = base;
         self.mode = mode;
@@ -190,6 +189,9 @@ mod tests {
         assert_eq!(copy.restore(&bad, &page, Nanos(0), &copy_inbox), Err(Inconsistent));
         put(&mut page, number::CURRENT_COUNT, 10_001);
         assert_eq!(copy.restore(&record, &page, Nanos(0), &copy_inbox), Err(Inconsistent));
+        put(&mut page, number::CURRENT_COUNT, 0);
+        put(&mut page, number::IN_SERVICE, 1);
+        assert_eq!(copy.restore(&record, &page, Nanos(0), &copy_inbox), Err(Inconsistent));
         assert!(!copy_inbox.wants_attention());
     }
 
@@ -198,10 +200,9 @@ mod tests {
         let (apic, inbox) = busy();
         let (record, mut page) = apic.save(Nanos(0), &inbox);
         put(&mut page, number::REQUEST, 0xffff);
-        put(&mut page, number::IN_SERVICE, 0xffff);
         let (mut copy, copy_inbox) = Vlapic::new(4, true);
         copy.restore(&record, &page, Nanos(0), &copy_inbox).unwrap();
         let (_, page) = copy.save(Nanos(0), &copy_inbox);
-        assert_eq!((get(&page, number::REQUEST), get(&page, number::IN_SERVICE)), (0, 0));
+        assert_eq!(get(&page, number::REQUEST), 0);
     }
 }

@@ -122,9 +122,9 @@ fn an_apic_off_by_software_holds_requests_until_it_is_on() {
     apic.post(0x55);
     assert_eq!(apic.write(SVR, 0xff), Effect::TimerChanged);
     assert_eq!(apic.deliver(), None);
-    assert!(!apic.inbox.identity().software_enabled);
+    assert!(!apic.inbox.identity().is_software_enabled());
     assert_eq!(apic.write(SVR, 0x1ff), Effect::Nothing);
-    assert!(apic.inbox.identity().software_enabled);
+    assert!(apic.inbox.identity().is_software_enabled());
     assert_eq!(apic.deliver(), Some(0x55));
 }
 
@@ -288,7 +288,7 @@ fn the_logical_id_of_x2apic_mode_follows_from_the_id() {
     apic.write(0xd0, 0x0400_0000);
     apic.vlapic.set_apic_base(X2APIC_BASE, &apic.inbox).unwrap();
     assert_eq!(apic.rdmsr(0x0d), Ok(0x0002_0040));
-    assert_eq!(apic.inbox.identity().mode, Mode::X2apic);
+    assert_eq!(apic.inbox.identity().mode(), Mode::X2apic);
 }
 
 #[test]
@@ -299,7 +299,7 @@ fn logical_destination_and_format_are_published() {
     apic.write(0xe0, 0);
     assert_eq!(apic.read(0xe0), 0x0fff_ffff);
     let identity = apic.inbox.identity();
-    assert_eq!((identity.logical_id, identity.cluster), (0x42, true));
+    assert_eq!((identity.logical_id(), identity.is_cluster()), (0x42, true));
 }
 
 #[test]

@@ -1,0 +1,118 @@
+//! A vCPU's registers and private devices: what belongs to the CPU that runs it, moved from one to the next with it.
+
+use mm::P2mCache;
+use mm::addr::GuestPhys;
+use mm::{P2m, Window};
+
+use crate::engine::{Engine, Nested};
+use crate::event::{Pending, Raised, exception};
+use crate::fpu::FpuArea;
+use crate::guest_paging::TableMemory;
+use crate::host;
+use crate::msr::{rdmsr, wrmsr};
+use crate::policy::msr::VcpuMsrs;
+use crate::regs::GuestRegs;
+use crate::vdev::vlapic::Vlapic;
+
+pub struct Context {
+    pub regs: GuestRegs,
+    pub engine: Engine,
+    pub pending: Pending,
+    pub vlapic: Vlapic,
+    pub msrs: VcpuMsrs,
+    pub xcr0: u64,
+    pub fpu: FpuArea,
+    pub switched: SwitchedRegisters,
+    pub cache: P2mCache,
+    /// A fault met a double fault: the vCPU is beyond help.
+    pub triple_fault: bool,
+}
+
+/// Registers that stay the guest's while it is on the CPU, Corten using none of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SwitchedRegisters {
+    values: [u64; SWITCHED.len()],
+    tsc_aux: u64,
+    cr2: u64,
+    /// DR0 to DR3 and DR6.
+    debug: [u64; 5],
+}
+
+/// STAR, LSTAR, CSTAR, FMASK, KERNEL_GS_BASE (SDM Vol. 4).
+const SWITCHED: [u32; 5] = [0xc000_0081, 0xc000_0082, 0xc000_0083, 0xc000_0084, 0xc000_0102];
+const TSC_AUX: u32 = 0xc000_0103;
+
+impl SwitchedRegisters {
+    pub fn save(&mut self, has_tsc_aux: bool) {
+        for (value, msr) in self.values.iter_mut().zip(SWITCHED) {
+            *value = rdmsr(msr);
+        }
+        if has_tsc_aux {
+            self.tsc_aux = rdmsr(TSC_AUX);
+        }
+        self.cr2 = host::read_cr2();
+        self.debug = host::read_debug_registers();
+    }
+
+    pub fn restore(&self, has_tsc_aux: bool) {
+        // SAFETY: Corten executes no SYSCALL, SWAPGS or RDTSCP: these registers mean nothing to it. The values were read from them, or are zero.
+        unsafe {
+            for (value, msr) in self.values.iter().zip(SWITCHED) {
+                wrmsr(msr, *value);
+            }
+            if has_tsc_aux {
+                wrmsr(TSC_AUX, self.tsc_aux);
+            }
+        }
+        host::write_cr2(self.cr2);
+        host::write_debug_registers(&self.debug);
+    }
+}
+
+impl Context {
+    /// Raises an exception in the guest at its next entry.
+    pub fn raise(&mut self, vector: u8, error: Option<u32>) {
+        if self.pending.raise(vector, error) == Raised::TripleFault {
+            self.triple_fault = true;
+        }
+    }
+
+    pub fn raise_general_protection(&mut self) {
+        self.raise(exception::GENERAL_PROTECTION, Some(0));
+    }
+
+    pub fn raise_undefined(&mut self) {
+        self.raise(exception::UNDEFINED, None);
+    }
+}
+
+/// The guest's page tables as its walk reads them: guest-physical, through its p2m.
+pub struct GuestTables<'a> {
+    pub p2m: &'a P2m<Nested>,
+    pub window: &'a Window,
+    pub cache: &'a mut P2mCache,
+}
+
+impl TableMemory for GuestTables<'_> {
+    #[inline]
+    fn read_u64(&mut self, at: GuestPhys) -> Option<u64> {
+        let mapping = self.cache.lookup(self.p2m, at.gfn())?;
+        mapping.kind.is_memory().then_some(())?;
+        self.window.read_u64(mm::addr::HostPhys(mapping.mfn.phys().0 | at.page_offset() as u64)).ok()
+    }
+
+    fn read_u32(&mut self, at: GuestPhys) -> Option<u32> {
+        let word = self.read_u64(GuestPhys(at.0 & !7))?;
+        Some(if at.0 & 4 != 0 { (word >> 32) as u32 } else { word as u32 })
+    }
+
+    fn set_bits(&mut self, at: GuestPhys, bits: u32) {
+        let Some(mapping) = self.cache.lookup(self.p2m, at.gfn()) else { return };
+        if mapping.kind.writable() {
+            let place = mm::addr::HostPhys(mapping.mfn.phys().0 | at.page_offset() as u64);
+            if let Ok(word) = self.window.atomic_u32(place) {
+                word.fetch_or(bits, core::sync::atomic::Ordering::Relaxed);
+            }
+        }
+    }
+}

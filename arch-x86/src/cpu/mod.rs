@@ -1,0 +1,7 @@
+//! One processor: its descriptor tables, its exceptions, its control registers.
+
+pub mod control;
+pub mod exceptions;
+pub mod gdt;
+pub mod idt;
+pub mod stack;

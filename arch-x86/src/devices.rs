@@ -1,0 +1,228 @@
+//! A domain's virtual devices together, and how they hold on to the physical ones behind them.
+
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use arrayvec::ArrayVec;
+use hypervisor::domain::Domain;
+use hypervisor::machine::DeviceRequest;
+use hypervisor::system::System;
+use mm::lock::{Lock, Rank};
+use xen_abi::errno::Errno;
+
+use crate::apic::io::Wiring;
+use crate::apic::vectors::{self, Source};
+use crate::apic::{io, local};
+use crate::machine::{self, X86};
+use crate::vdev::ports::Ports;
+use crate::vdev::vioapic::{Effect, Gsi, IoApics};
+use crate::vdev::vlapic::Message;
+
+/// GSIs that can be bound.
+const MOST_GSIS: usize = 256;
+
+pub struct Devices {
+    pub io_apics: Lock<IoApics>,
+    pub ports: Lock<Ports>,
+    /// The GSI of Corten's own console.
+    hidden_gsi: Option<u32>,
+    gsis: Lock<Vec<Binding>>,
+    /// Which bound GSIs are level-triggered: read at every device interrupt.
+    level: [AtomicU64; MOST_GSIS / 64],
+}
+
+/// A physical pin that a domain has bound.
+#[derive(Clone, Copy, Debug)]
+struct Binding {
+    gsi: u32,
+    vector: u8,
+    wiring: Wiring,
+    /// The guest has the virtual pin unmasked.
+    wanted: bool,
+    /// A level interrupt is on its way or being served: the pin stays masked.
+    serving: bool,
+}
+
+impl Devices {
+    pub fn new(io_apics: IoApics, ports: Ports, hidden_gsi: Option<u32>) -> Devices {
+        Devices {
+            io_apics: Lock::new(Rank::Events, io_apics),
+            ports: Lock::new(Rank::Events, ports),
+            hidden_gsi,
+            gsis: Lock::new(Rank::Timers, Vec::new()),
+            level: [const { AtomicU64::new(0) }; MOST_GSIS / 64],
+        }
+    }
+
+    #[inline]
+    pub fn is_level(&self, gsi: u32) -> bool {
+        self.level.get(gsi as usize / 64).is_some_and(|word| word.load(Ordering::Relaxed) >> (gsi % 64) & 1 != 0)
+    }
+
+    /// A physical interrupt of this GSI came (and is masked, if it is a level).
+    #[inline]
+    pub fn assert(&self, domain: &Domain<X86>, gsi: u32) {
+        if self.is_level(gsi) {
+            self.with_binding(gsi, |binding| binding.serving = true);
+        }
+        let message = self.io_apics.lock().assert(Gsi(gsi));
+        if let Some(message) = message {
+            machine::deliver(domain, None, message);
+        }
+    }
+
+    /// An edge on a virtual pin that has no physical one behind it (HVM_PARAM_CALLBACK_IRQ's GSI).
+    pub fn pulse(&self, domain: &Domain<X86>, gsi: u32) {
+        let message = self.io_apics.lock().assert(Gsi(gsi));
+        if let Some(message) = message {
+            machine::deliver(domain, None, message);
+        }
+    }
+
+    /// A guest's local APIC broadcasts the end of a level interrupt.
+    pub fn end_of_interrupt(&self, domain: &Domain<X86>, vector: u8) {
+        let effects: ArrayVec<Effect, 16> = self.io_apics.lock().eoi(vector).take(16).collect();
+        self.carry_out(domain, effects);
+    }
+
+    /// A register of a virtual I/O APIC is read; `None` if there is none at this address.
+    pub fn read_io_apic(&self, address: u64) -> Option<u32> {
+        let mut all = self.io_apics.lock();
+        let unit = all.at(address)?;
+        let offset = address - unit.base();
+        Some(unit.read(offset))
+    }
+
+    pub fn write_io_apic(&self, domain: &Domain<X86>, address: u64, value: u32) -> Option<()> {
+        let effects: ArrayVec<Effect, 16> = {
+            let mut all = self.io_apics.lock();
+            let unit = all.at(address)?;
+            let offset = address - unit.base();
+            unit.write(offset, value).take(16).collect()
+        };
+        self.carry_out(domain, effects);
+        Some(())
+    }
+
+    fn carry_out(&self, domain: &Domain<X86>, effects: ArrayVec<Effect, 16>) {
+        for effect in effects {
+            match effect {
+                Effect::Deliver(message) => machine::deliver(domain, None, message),
+                Effect::Unmasked { gsi, level, active_low } => {
+                    self.bind(domain, gsi.0, Wiring { level, active_low });
+                }
+                Effect::Masked(gsi) => {
+                    self.with_binding(gsi.0, |binding| binding.wanted = false);
+                    io::set_masked(gsi.0, true);
+                }
+                Effect::Eoi(gsi) => self.finish(gsi.0),
+            }
+        }
+    }
+
+    /// The guest has served a level interrupt: the line may interrupt again.
+    fn finish(&self, gsi: u32) {
+        let unmask = self.with_binding(gsi, |binding| {
+            binding.serving = false;
+            binding.wanted
+        });
+        if unmask == Some(true) {
+            io::set_masked(gsi, false);
+        }
+    }
+
+    fn with_binding<R>(&self, gsi: u32, act: impl FnOnce(&mut Binding) -> R) -> Option<R> {
+        self.gsis.lock().iter_mut().find(|binding| binding.gsi == gsi).map(act)
+    }
+
+    /// The guest has unmasked a pin: the physical one is routed here, if the domain may have it.
+    fn bind(&self, domain: &Domain<X86>, gsi: u32, wiring: Wiring) {
+        if !domain.is_control() || gsi as usize >= MOST_GSIS || self.hidden_gsi == Some(gsi) {
+            return;
+        }
+        let known = self.with_binding(gsi, |binding| {
+            let rewired = binding.wiring != wiring;
+            binding.wiring = wiring;
+            binding.wanted = true;
+            if rewired {
+                binding.serving = false;
+            }
+            (*binding, rewired)
+        });
+        let (binding, reroute) = match known {
+            Some(known) => known,
+            None => {
+                let Some(vector) = vectors::allocate(Source::Gsi(gsi)) else {
+                    log::error!(target: "irq", "GSI {gsi}: no interrupt vector is left; the device behind it gets no interrupts");
+                    return;
+                };
+                let binding = Binding { gsi, vector, wiring, wanted: true, serving: false };
+                let mut all = self.gsis.lock();
+                if all.try_reserve(1).is_err() {
+                    vectors::free(vector);
+                    return;
+                }
+                all.push(binding);
+                (binding, true)
+            }
+        };
+        if let Some(word) = self.level.get(gsi as usize / 64) {
+            let bit = 1u64 << (gsi % 64);
+            if wiring.level { word.fetch_or(bit, Ordering::Relaxed) } else { word.fetch_and(!bit, Ordering::Relaxed) };
+        }
+        if !reroute {
+            if !binding.serving {
+                io::set_masked(gsi, false);
+            }
+        } else if !io::route(gsi, binding.vector, local::id(), wiring, false) {
+            log::warn!(target: "irq", "GSI {gsi}: no I/O APIC of this machine has it");
+        }
+    }
+
+    /// What answers at ports 0xcf8 to 0xcff.
+    pub fn read_pci_port(&self, port: u16, size: u8) -> u32 {
+        use crate::port::{inb, inl, inw};
+        match size {
+            1 => u32::from(inb(port)),
+            2 => u32::from(inw(port)),
+            _ => inl(port),
+        }
+    }
+
+    pub fn write_pci_port(&self, _system: &System<X86>, _domain: &Domain<X86>, port: u16, size: u8, value: u32) {
+        use crate::port::{outb, outl, outw};
+        match size {
+            1 => outb(port, value as u8),
+            2 => outw(port, value as u16),
+            _ => outl(port, value),
+        }
+    }
+
+    /// Memory of virtual PCI devices: configuration windows and MSI-X tables. `None` if nothing answers.
+    pub fn read_memory(&self, _address: u64, _size: u8) -> Option<u64> {
+        None
+    }
+
+    pub fn write_memory(&self, _system: &System<X86>, _domain: &Domain<X86>, _address: u64, _size: u8, _value: u64) {}
+
+    /// A message-signalled interrupt came.
+    pub fn message(&self, _domain: &Domain<X86>, _index: u32) {}
+
+    pub fn request(&self, domain: &Domain<X86>, request: DeviceRequest) -> Result<(), Errno> {
+        match request {
+            DeviceRequest::SetupGsi { gsi, level, active_low } => {
+                // The guest's own redirection entry says the same when it unmasks the pin; nothing is bound before that.
+                let _ = (domain, gsi, level, active_low);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Delivers a guest's message-signalled interrupt.
+pub fn deliver_message(domain: &Domain<X86>, address: u64, data: u32) {
+    if let Some(message) = Message::from_msi(address, data) {
+        machine::deliver(domain, None, message);
+    }
+}

@@ -1,0 +1,449 @@
+//! Dom0 out of a kernel and its initrd: its share of the memory one to one, its virtual hardware, its first registers.
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::arch::x86_64::{CpuidResult, __cpuid_count};
+use core::ops::Range;
+
+use hypervisor::build::dom0_mem::{Dom0Mem, Size};
+use hypervisor::build::elf::Kernel;
+use hypervisor::build::map::{Region, RegionKind};
+use hypervisor::build::plan::{Contents, Host, Placement, Share};
+use hypervisor::build::pvh::{GuestWriter, Told, VcpuStart, load_initrd, load_kernel};
+use hypervisor::build::{self, initrd};
+use hypervisor::domain::{Domain, Parts, Privilege};
+use hypervisor::event::EventChannels;
+use hypervisor::grant::{GrantTable, Limits};
+use hypervisor::system::System;
+use hypervisor::vcpu::{Vcpu, hold};
+use hypervisor::wallclock;
+use mm::addr::{Gfn, GuestPhys, HostPhys, Mfn};
+use mm::table::{MemoryType, PageKind};
+use mm::{Clean, Frames, Memory, P2m, P2mCache, RangeSet, SharedPage};
+use xen_abi::errno::Errno;
+use xen_abi::memory::E820Entry;
+use xen_abi::types::{DomainId, VcpuId};
+use xen_abi::x86::{XEN_HVM_CPUID_EXT_DEST_ID, XEN_HVM_CPUID_UPCALL_VECTOR, XEN_HVM_CPUID_X2APIC_VIRT};
+
+use crate::acpi;
+use crate::context::{Context, SwitchedRegisters};
+use crate::devices::Devices;
+use crate::engine::{Engine, Nested};
+use crate::event::Pending;
+use crate::fault::rdmsr_safe;
+use crate::fpu::{self, FpuArea};
+use crate::machine::{self, X86, X86Domain, X86Vcpu};
+use crate::percpu::{self, Resident};
+use crate::policy::cpuid::{CpuidOptions, CpuidPolicy, TscInfo};
+use crate::policy::msr::{MsrOptions, MsrPolicy, VcpuMsrs};
+use crate::regs::GuestRegs;
+use crate::segment::StartState;
+use crate::startup::{Platform, Ready};
+use crate::vdev::ports::{PmTimer, Ports};
+use crate::vdev::vioapic::{Description, Gsi, IoApics};
+use crate::vdev::vlapic::Vlapic;
+use crate::vmx;
+use crate::vmx::guest::{Resources, VmxVcpu};
+
+const PAGE: u64 = mm::PAGE_SIZE as u64;
+const GIB: u64 = 1 << 30;
+
+/// What the user gives Dom0.
+pub struct Wanted<'a> {
+    pub kernel: &'a [u8],
+    /// Where the files lie that make up its initrd, in the order in which they came, and what is in them.
+    pub initrds: Vec<(Range<u64>, &'a [u8])>,
+    pub cmdline: &'a str,
+    pub memory: Dom0Mem,
+    pub vcpus: u32,
+    /// The machine's memory map.
+    pub map: Vec<Region>,
+    /// Where all modules lie: memory that is Dom0's or free once it is built.
+    pub modules: Vec<Range<u64>>,
+    /// The page below 1 MiB on which other CPUs start.
+    pub trampoline: Range<u64>,
+    /// Ports that Dom0 must not see: Corten's console.
+    pub hidden_ports: Vec<core::ops::RangeInclusive<u16>>,
+    /// A GSI that is Corten's own.
+    pub hidden_gsi: Option<u32>,
+}
+
+/// What Corten keeps free for itself beside Dom0: page tables, grant tables, other domains' beginnings.
+const HEADROOM: u64 = 2 << 20;
+
+/// Dom0's physical memory while it is built: one to one.
+struct OneToOne<'a> {
+    memory: &'static Memory,
+    ram: &'a RangeSet,
+}
+
+impl GuestWriter for OneToOne<'_> {
+    fn write(&mut self, at: GuestPhys, bytes: &[u8]) -> Result<(), Errno> {
+        self.check(at, bytes.len() as u64)?;
+        self.memory.window().copy_to(HostPhys(at.0), bytes).map_err(|_| Errno::EFAULT)
+    }
+
+    fn zero(&mut self, at: GuestPhys, len: u64) -> Result<(), Errno> {
+        self.check(at, len)?;
+        let window = self.memory.window();
+        let zeroes = [0u8; 64];
+        let (mut at, end) = (at.0, at.0 + len);
+        while at < end {
+            if at.is_multiple_of(PAGE) && end - at >= PAGE {
+                let frames = (end - at) / PAGE;
+                window.zero_frames(Mfn(at / PAGE), frames).map_err(|_| Errno::EFAULT)?;
+                at += frames * PAGE;
+            } else {
+                let count = (end - at).min(PAGE - at % PAGE).min(64);
+                window.copy_to(HostPhys(at), &zeroes[..count as usize]).map_err(|_| Errno::EFAULT)?;
+                at += count;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl OneToOne<'_> {
+    fn check(&self, at: GuestPhys, len: u64) -> Result<(), Errno> {
+        let end = at.0.checked_add(len).ok_or(Errno::EFAULT)?;
+        if len == 0 || self.ram.contains_range(at.0..end) { Ok(()) } else { Err(Errno::EFAULT) }
+    }
+}
+
+/// Builds Dom0 and makes it runnable on this CPU. Any error is one line for the user.
+pub fn build(
+    system: &'static System<X86>,
+    platform: &Platform,
+    ready: &Ready,
+    wanted: Wanted<'_>,
+) -> Result<Arc<Domain<X86>>, String> {
+    let memory = system.memory;
+    let image = build::unpack(wanted.kernel).map_err(|why| format!("Dom0 kernel: {why}"))?;
+    let kernel = Kernel::parse(&image).map_err(|why| format!("Dom0 kernel: {why}"))?;
+    if let (Some(os), Some(version)) = (kernel.guest_os, kernel.guest_version) {
+        log::info!(target: "dom0", "kernel: {os} {version}, entry {:#x}, {}", kernel.entry, if kernel.relocation.is_some() { "relocatable" } else { "fixed" });
+    }
+
+    let mut share = choose(memory, &wanted)?;
+    log::info!(target: "dom0", "{} of memory, {} vCPU{}", Size(share.size), wanted.vcpus, if wanted.vcpus == 1 { "" } else { "s" });
+    let files: Vec<&[u8]> = wanted.initrds.iter().map(|(_, bytes)| *bytes).collect();
+    let arranged = initrd::arrange(&files).ok_or("no memory to arrange the initrd")?;
+    let initrd_size = initrd::offsets(&arranged).1;
+    let acpi_size = acpi::dom0::size(&platform.tables, &platform.madt, wanted.vcpus).ok_or("no memory for Dom0's ACPI tables")?;
+    let told = Told { flags: 3, cmdline: wanted.cmdline, map: &share.map, initrd: None, rsdp: 0 };
+    let start_info_size = told.size(8);
+    let parts: Vec<Range<u64>> = wanted.initrds.iter().map(|(range, _)| range.clone()).collect();
+    let place = share
+        .place(&Contents {
+            kernel: kernel.extent(),
+            relocation: kernel.relocation,
+            initrd: initrd_size,
+            initrd_parts: &parts,
+            start_info: start_info_size,
+            acpi: acpi_size as u64,
+            busy: &[],
+        })
+        .map_err(|why| why.to_string())?;
+
+    let mut guest = OneToOne { memory, ram: &share.ram };
+    let bad = |what: &str| format!("Dom0: {what} does not fit its memory");
+    if let Some(initrd) = place.initrd.as_ref().filter(|_| !place.initrd_in_place) {
+        load_initrd(&mut guest, initrd.start, &arranged).map_err(|_| bad("the initrd"))?;
+    }
+    let entry = load_kernel(&mut guest, place.kernel.start, &kernel).map_err(|_| bad("the kernel"))?;
+    let tables = acpi::dom0::build(&platform.tables, &platform.madt, wanted.vcpus, place.acpi.start)
+        .ok_or("no memory for Dom0's ACPI tables")?;
+    guest.write(GuestPhys(place.acpi.start), &tables.bytes).map_err(|_| bad("ACPI"))?;
+    let told =
+        Told { flags: 3, cmdline: wanted.cmdline, map: &share.map, initrd: place.initrd.as_ref(), rsdp: tables.rsdp };
+    told.write(&mut guest, place.start_info.start).map_err(|_| bad("the start info"))?;
+    drop(kernel);
+    drop(image);
+    report(&place);
+
+    claim(memory, &wanted, &share)?;
+    let start = VcpuStart::new(entry, place.start_info.start).map_err(|_| bad("the start info"))?;
+    let domain = assemble(system, platform, ready, &wanted, share)?;
+    let domain = Arc::new(domain);
+    system.add(domain.clone()).map_err(|why| format!("Dom0 cannot be added: {why:?}"))?;
+    wallclock::update_wallclock(system, &domain);
+    for vcpu in &domain.vcpus {
+        wallclock::update_vcpu_time(system, &domain, vcpu);
+        let resident = Resident { domain: domain.clone(), vcpu: vcpu.id };
+        percpu::this().adopt(resident).map_err(|_| "no memory for the run queue")?;
+    }
+    let first = domain.vcpu(VcpuId(0)).ok_or("Dom0 has no vCPU")?;
+    start_first(first, &start)?;
+    first.clear_hold(hold::OFFLINE);
+    let (_, key) = first.machine.place();
+    percpu::this().wake(key);
+    Ok(domain)
+}
+
+fn report(place: &Placement) {
+    log::debug!(target: "dom0", "kernel at {:#x}-{:#x}, start info at {:#x}, ACPI at {:#x}", place.kernel.start, place.kernel.end, place.start_info.start, place.acpi.start);
+    if let Some(initrd) = &place.initrd {
+        log::debug!(target: "dom0", "initrd at {:#x}-{:#x}{}", initrd.start, initrd.end, if place.initrd_in_place { ", where it was" } else { "" });
+    }
+}
+
+/// Everything that Corten has taken is not Dom0's; everything else may be.
+fn choose(memory: &'static Memory, wanted: &Wanted<'_>) -> Result<Share, String> {
+    let nothing_left = |_| String::from("no memory to plan Dom0");
+    let mut kept = RangeSet::new();
+    for region in wanted.map.iter().filter(|region| region.kind == RegionKind::Ram) {
+        kept.insert(region.start.next_multiple_of(PAGE)..region.end & !(PAGE - 1)).map_err(nothing_left)?;
+    }
+    let mut free = RangeSet::new();
+    memory.free_ranges(&mut free).map_err(nothing_left)?;
+    for range in free.iter() {
+        kept.remove(range.start * PAGE..range.end * PAGE).map_err(nothing_left)?;
+    }
+    for module in &wanted.modules {
+        kept.remove(module.start & !(PAGE - 1)..module.end.next_multiple_of(PAGE)).map_err(nothing_left)?;
+    }
+    // Low memory is not Corten's to use: it is Dom0's but for the page on which CPUs start.
+    kept.remove(0..1 << 20).map_err(nothing_left)?;
+    let kept: Vec<Range<u64>> = kept.iter().collect();
+    let host = Host { map: &wanted.map, kept: &kept, trampoline: wanted.trampoline.clone(), headroom: HEADROOM };
+    Share::choose(&host, &wanted.memory).map_err(|why| why.to_string())
+}
+
+/// Takes Dom0's RAM out of what is free.
+fn claim(memory: &'static Memory, wanted: &Wanted<'_>, share: &Share) -> Result<(), String> {
+    for module in &wanted.modules {
+        memory.add_ram(Mfn(module.start / PAGE)..Mfn(module.end.div_ceil(PAGE)));
+    }
+    memory.add_ram(Mfn(0)..Mfn(wanted.trampoline.start / PAGE));
+    for range in share.ram.iter() {
+        let frames = Mfn(range.start / PAGE)..Mfn(range.end / PAGE);
+        memory
+            .claim_range(frames, DomainId::DOM0)
+            .map_err(|why| format!("Dom0's memory at {:#x}-{:#x} is not free ({why:?})", range.start, range.end))?;
+    }
+    Ok(())
+}
+
+fn assemble(
+    system: &'static System<X86>,
+    platform: &Platform,
+    ready: &Ready,
+    wanted: &Wanted<'_>,
+    share: Share,
+) -> Result<Domain<X86>, String> {
+    let memory = system.memory;
+    let out_of_memory = |_| String::from("no memory for Dom0's tables");
+    let p2m = P2m::new(Nested::Ept(vmx::cpu::format(ready.caps)), memory, DomainId::DOM0)
+        .map_err(|why| format!("Dom0's page tables: {why:?}"))?;
+    map_memory(&p2m, platform, wanted, &share)?;
+
+    let clock = machine::clock();
+    let scale = clock.scale();
+    let cpuid = CpuidPolicy::for_domain(
+        |leaf, subleaf| -> CpuidResult { __cpuid_count(leaf, subleaf) },
+        &CpuidOptions {
+            domain: DomainId::DOM0,
+            max_vcpus: wanted.vcpus,
+            tsc: TscInfo {
+                emulated: false,
+                reliable: true,
+                mode: 2,
+                khz: clock.khz,
+                host_khz: clock.khz,
+                incarnation: 0,
+                offset: 0,
+                multiplier: scale.tsc_to_system_mul,
+                shift: scale.tsc_shift,
+            },
+            xcr0_limit: fpu::switched_states(),
+            hvm_features: XEN_HVM_CPUID_X2APIC_VIRT | XEN_HVM_CPUID_UPCALL_VECTOR | XEN_HVM_CPUID_EXT_DEST_ID,
+            ..CpuidOptions::default()
+        },
+    );
+    let physical_bits = cpuid.answer(0x8000_0008, 0, &Default::default())[0] as u8;
+    let msr = MsrPolicy::for_domain(
+        rdmsr_safe,
+        &cpuid,
+        &MsrOptions { hardware_domain: true, pat_switched: true, physical_bits },
+    );
+    let pm_timer = platform.fadt.as_ref().and_then(|fadt| {
+        let port = fadt.pm_timer.and_then(|register| register.port())?;
+        Some(PmTimer { port, wide: fadt.pm_timer_32_bits })
+    });
+    let ports = Ports::dom0(pm_timer, &wanted.hidden_ports).ok_or("too many ports to hide")?;
+    let descriptions: Vec<Description> = ready
+        .io_apics
+        .iter()
+        .map(|found| Description {
+            base: found.address,
+            id: found.id,
+            version: found.version,
+            gsi_base: Gsi(found.gsi_base),
+            pins: found.pins,
+        })
+        .collect();
+    let io_apics = IoApics::new(&descriptions).map_err(|why| format!("virtual I/O APICs: {why:?}"))?;
+
+    let bitmaps = bitmaps(memory, &ports, &msr).ok_or("no memory for Dom0's bitmaps")?;
+    let cr4_allowed = !cpuid.cr4_reserved();
+    let devices = Devices::new(io_apics, ports, wanted.hidden_gsi);
+
+    let mut vcpus = Vec::new();
+    for id in 0..wanted.vcpus {
+        let vmcs = memory.allocate(0, None).map_err(out_of_memory)?.scrub();
+        vmx::guest::prepare_region(memory, vmcs.mfn(), ready.caps);
+        let resources = Resources {
+            io_bitmaps: [bitmaps[0].mfn(), bitmaps[1].mfn()],
+            msr_bitmap: bitmaps[2].mfn(),
+            ept_root: p2m.root(),
+            vpid: id as u16 + 1,
+            cr4_allowed,
+            host_pat: crate::paging::PAT,
+        };
+        let (vlapic, inbox) = Vlapic::new(machine::APIC_IDS_A_VCPU * id, id == 0);
+        let size = if crate::host::has_xsave() { __cpuid_count(0xd, 0).ecx as usize } else { 512 };
+        let context = Context {
+            regs: GuestRegs::default(),
+            // SAFETY: the VMCS's frame is this vCPU's own, and goes with it; the bitmaps live as long as the domain. VMX is on.
+            engine: Engine::Vmx(unsafe { VmxVcpu::new(ready.caps, resources, vmcs) }),
+            pending: Pending::default(),
+            vlapic,
+            msrs: VcpuMsrs::default(),
+            xcr0: 1,
+            fpu: FpuArea::new(memory, fpu::switched_states(), size).map_err(out_of_memory)?,
+            switched: SwitchedRegisters::default(),
+            cache: P2mCache::new(),
+            triple_fault: false,
+        };
+        vcpus.push(Vcpu::new(VcpuId(id), X86Vcpu::new(inbox, Box::new(context))));
+    }
+
+    let events = EventChannels::new(DomainId::DOM0, wanted.vcpus, u32::MAX)
+        .map_err(|why| format!("Dom0's event channels: {why:?}"))?;
+    let grants = GrantTable::new(DomainId::DOM0, Limits::default(), wanted.vcpus as usize)
+        .map_err(|why| format!("Dom0's grant table: {why:?}"))?;
+    let shared_info = SharedPage::allocate(memory, DomainId::DOM0).map_err(|_| "no memory for shared_info")?;
+    let memory_map = share
+        .map
+        .regions()
+        .iter()
+        .map(|region| E820Entry {
+            addr: region.start,
+            size: region.end - region.start,
+            r#type: region.kind.to_e820(),
+        })
+        .collect();
+    Ok(Domain::new(Parts {
+        id: DomainId::DOM0,
+        privilege: Privilege::Control,
+        name: String::from("Dom0"),
+        vcpus,
+        p2m,
+        one_to_one: true,
+        shared_info,
+        events,
+        grants,
+        memory_map,
+        pages: share.size / PAGE,
+        max_pages: share.limit.map_or(u64::MAX, |bytes| bytes / PAGE).max(share.size / PAGE),
+        machine: X86Domain::new(cpuid, msr, bitmaps, devices),
+    }))
+}
+
+/// RAM and devices, each at its own address.
+fn map_memory(p2m: &P2m<Nested>, platform: &Platform, wanted: &Wanted<'_>, share: &Share) -> Result<(), String> {
+    let failed = |at: u64, why: Errno| format!("Dom0's memory at {at:#x} cannot be mapped ({why:?})");
+    let map = |range: &Range<u64>, kind, memory| -> Result<(), String> {
+        let (first, frames) = (range.start / PAGE, (range.end - range.start) / PAGE);
+        if frames == 0 {
+            return Ok(());
+        }
+        let flush = p2m.map(Gfn(first), Mfn(first), frames, kind, memory).map_err(|why| failed(range.start, why))?;
+        // Nobody has run on these tables yet.
+        let _ = flush.spend();
+        Ok(())
+    };
+    for range in share.ram.iter() {
+        map(&range, PageKind::Ram, MemoryType::WriteBack)?;
+    }
+    let mut devices = RangeSet::new();
+    let no_memory = |_| String::from("no memory to lay out Dom0's devices");
+    devices.insert(0..4 * GIB).map_err(no_memory)?;
+    for region in &wanted.map {
+        match region.kind {
+            RegionKind::Ram => {}
+            // Firmware's tables are memory; they may lie beyond 4 GiB.
+            RegionKind::AcpiReclaim | RegionKind::AcpiNvs => {
+                let range = region.start & !(PAGE - 1)..region.end.next_multiple_of(PAGE);
+                map(&range, PageKind::Ram, MemoryType::WriteBack)?;
+                devices.remove(range).map_err(no_memory)?;
+                continue;
+            }
+            _ => continue,
+        }
+        devices.remove(region.start & !(PAGE - 1)..region.end.next_multiple_of(PAGE)).map_err(no_memory)?;
+    }
+    // What Corten owns: local APIC and the window of messages, I/O APICs, configuration space, and the HPET but for reading.
+    devices.remove(0xfee0_0000..0xfef0_0000).map_err(no_memory)?;
+    for io_apic in &platform.madt.io_apics {
+        let at = u64::from(io_apic.address) & !(PAGE - 1);
+        devices.remove(at..at + PAGE).map_err(no_memory)?;
+    }
+    for segment in &platform.mcfg.segments {
+        devices.remove(segment.range()).map_err(no_memory)?;
+    }
+    if let Some(hpet) = &platform.hpet {
+        let at = hpet.registers.address & !(PAGE - 1);
+        devices.remove(at..at + PAGE).map_err(no_memory)?;
+        map(&(at..at + PAGE), PageKind::MmioReadOnly, MemoryType::Uncacheable)?;
+    }
+    for range in devices.iter() {
+        map(&range, PageKind::Mmio, MemoryType::Uncacheable)?;
+    }
+    Ok(())
+}
+
+/// I/O bitmaps A and B, and the MSR bitmap (SDM Vol. 3, 25.6.4 and 25.6.9).
+fn bitmaps(memory: &'static Memory, ports: &Ports, msr: &MsrPolicy) -> Option<[Frames<Clean>; 3]> {
+    let frame = || memory.allocate(0, None).ok().map(Frames::scrub);
+    let frames = [frame()?, frame()?, frame()?];
+    let window = memory.window();
+    let mut io = Box::new([0u64; crate::vdev::ports::BITMAP_WORDS]);
+    ports.fill_bitmap(&mut io);
+    for (half, frame) in io.chunks(512).zip(&frames) {
+        for (index, word) in half.iter().enumerate() {
+            window.write_u64(HostPhys(frame.mfn().phys().0 + index as u64 * 8), *word).ok()?;
+        }
+    }
+    let mut bits = Box::new([0xffu8; mm::PAGE_SIZE]);
+    for row in msr.passthrough() {
+        let base = match row.msr {
+            0..0x2000 => 0,
+            0xc000_0000..0xc000_2000 => 1024,
+            _ => continue,
+        };
+        let (byte, bit) = (base + (row.msr & 0x1fff) as usize / 8, row.msr % 8);
+        if row.read {
+            bits[byte] &= !(1 << bit);
+        }
+        if row.write {
+            bits[2048 + byte] &= !(1 << bit);
+        }
+    }
+    window.copy_to(frames[2].mfn().phys(), &bits[..]).ok()?;
+    Some(frames)
+}
+
+/// Gives the first vCPU its registers. Its control structure is loaded for that, and taken off the CPU again.
+fn start_first(vcpu: &Vcpu<X86>, start: &VcpuStart) -> Result<(), String> {
+    let mut held = vcpu.machine.context.lock();
+    let context = held.as_mut().ok_or("Dom0's first vCPU has no registers")?;
+    context.engine.load(&percpu::this().host).map_err(|_| "Dom0's VMCS cannot be loaded")?;
+    context.engine.reset(&StartState::pvh(start.eip, start.ebx));
+    context.regs.rbx = u64::from(start.ebx);
+    context.engine.unload();
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! The virtualisation engine of this machine, chosen once at boot: a closed set, the same for every vCPU.
+
+use mm::addr::{Mfn, PageSize};
+use mm::table::{Entry, MemoryType, PageFormat, PageKind};
+
+use crate::event::Pending;
+use crate::exit::Exit;
+use crate::guest_paging::Paging;
+use crate::policy::msr::DeviceMsr;
+use crate::regs::GuestRegs;
+use crate::segment::{Segment, SegmentRegister, StartState};
+use crate::vmx::ept::Ept;
+use crate::vmx::guest::{HostState, VmxVcpu};
+
+/// A vCPU as its engine has it.
+pub enum Engine {
+    Vmx(VmxVcpu),
+}
+
+/// The engine has no way to run this vCPU here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CannotLoad;
+
+macro_rules! forward {
+    ($($(#[$attribute:meta])* fn $name:ident(&self $(, $argument:ident: $kind:ty)*) $(-> $result:ty)?;)*) => {
+        $($(#[$attribute])* #[inline] pub fn $name(&self $(, $argument: $kind)*) $(-> $result)? {
+            match self { Engine::Vmx(vcpu) => vcpu.$name($($argument),*) }
+        })*
+    };
+}
+
+macro_rules! forward_mut {
+    ($($(#[$attribute:meta])* fn $name:ident(&mut self $(, $argument:ident: $kind:ty)*) $(-> $result:ty)?;)*) => {
+        $($(#[$attribute])* #[inline] pub fn $name(&mut self $(, $argument: $kind)*) $(-> $result)? {
+            match self { Engine::Vmx(vcpu) => vcpu.$name($($argument),*) }
+        })*
+    };
+}
+
+/// Everything below but `load` asks that the vCPU is loaded on this CPU.
+impl Engine {
+    /// Makes this vCPU current on this CPU.
+    pub fn load(&mut self, host: &HostState) -> Result<(), CannotLoad> {
+        match self {
+            Engine::Vmx(vcpu) => vcpu.load(host).map_err(|_| CannotLoad),
+        }
+    }
+
+    forward_mut! {
+        /// Takes it off this CPU.
+        fn unload(&mut self);
+        /// Puts it into the state that it starts with.
+        fn reset(&mut self, start: &StartState);
+        /// Enters the guest until its next exit; a pending event is injected.
+        fn run(&mut self, regs: &mut GuestRegs, pending: &mut Pending) -> Exit;
+        /// Asks for an exit as soon as the guest can take an interrupt, or takes that back.
+        fn set_interrupt_window(&mut self, open: bool);
+        /// The same for an NMI.
+        fn set_nmi_window(&mut self, open: bool);
+        /// Moves on behind the instruction that exited.
+        fn advance(&mut self);
+        /// Moves on by `length` bytes.
+        fn advance_by(&mut self, length: u64);
+        fn set_rflags(&mut self, value: u64);
+        fn set_rsp(&mut self, value: u64);
+        fn set_cr0(&mut self, value: u64);
+        fn set_cr3(&mut self, value: u64);
+        fn set_cr4(&mut self, value: u64);
+        fn set_efer(&mut self, value: u64);
+        fn set_pdptes(&mut self, values: [u64; 4]);
+        fn set_pat(&mut self, value: u64);
+        /// An MSR that the engine switches with the vCPU; `None` if this is none.
+        fn write_msr(&mut self, msr: DeviceMsr, value: u64) -> Option<()>;
+        fn set_segment(&mut self, register: SegmentRegister, value: Segment);
+    }
+
+    forward! {
+        /// The guest would take an external interrupt now.
+        fn interruptible(&self) -> bool;
+        /// RFLAGS.IF.
+        fn interrupts_enabled(&self) -> bool;
+        /// The guest would take an NMI now.
+        fn accepts_nmi(&self) -> bool;
+        fn rip(&self) -> u64;
+        fn rsp(&self) -> u64;
+        fn rflags(&self) -> u64;
+        fn cr0(&self) -> u64;
+        fn cr3(&self) -> u64;
+        fn cr4(&self) -> u64;
+        fn efer(&self) -> u64;
+        fn pat(&self) -> u64;
+        fn read_msr(&self, msr: DeviceMsr) -> Option<u64>;
+        fn segment(&self, register: SegmentRegister) -> Segment;
+        /// The current privilege level.
+        fn privilege(&self) -> u8;
+        fn in_64_bit_mode(&self) -> bool;
+        /// The length of the instruction that exited.
+        fn instruction_length(&self) -> u8;
+    }
+
+    #[inline]
+    pub fn paging(&self) -> Paging {
+        Paging { cr0: self.cr0(), cr3: self.cr3(), cr4: self.cr4(), efer: self.efer() }
+    }
+
+    /// CR2 is the guest's as long as it is on this CPU: the host takes no page fault that it survives.
+    pub fn set_cr2(&mut self, value: u64) {
+        crate::host::write_cr2(value);
+    }
+
+    /// The instruction that makes a hypercall on this engine, for the hypercall page.
+    pub fn hypercall_instruction(&self) -> [u8; 3] {
+        match self {
+            Engine::Vmx(_) => [0x0f, 0x01, 0xc1],
+        }
+    }
+
+    /// Logs the engine's own state, for a domain that crashes or an entry that failed.
+    pub fn dump(&self) {
+        match self {
+            Engine::Vmx(_) => crate::vmx::guest::dump(),
+        }
+    }
+}
+
+/// The nested page tables' format that goes with the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nested {
+    Ept(Ept),
+}
+
+impl PageFormat for Nested {
+    const LEVELS: u8 = 4;
+
+    #[inline]
+    fn leaf(&self, mfn: Mfn, size: PageSize, kind: PageKind, memory: MemoryType) -> u64 {
+        match self {
+            Nested::Ept(format) => format.leaf(mfn, size, kind, memory),
+        }
+    }
+
+    #[inline]
+    fn table(&self, mfn: Mfn) -> u64 {
+        match self {
+            Nested::Ept(format) => format.table(mfn),
+        }
+    }
+
+    #[inline]
+    fn decode(&self, entry: u64, level: u8) -> Entry {
+        match self {
+            Nested::Ept(format) => format.decode(entry, level),
+        }
+    }
+
+    fn largest(&self) -> PageSize {
+        match self {
+            Nested::Ept(format) => format.largest(),
+        }
+    }
+}

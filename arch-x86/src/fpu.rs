@@ -1,0 +1,79 @@
+//! A guest's floating-point and vector state. The host uses none (it is built for soft float), so the state stays in the CPU until another
+//! vCPU needs it.
+
+use core::arch::asm;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use mm::{Clean, Frames, Memory, OutOfMemory, Window};
+
+/// The states that Corten switches where the CPU has them: x87, SSE, AVX, AVX-512, PKRU.
+pub const SWITCHED: u64 = 0x2e7;
+
+static IN_USE: AtomicU64 = AtomicU64::new(0);
+
+/// Notes which states this machine has.
+pub fn set_switched_states(mask: u64) {
+    IN_USE.store(mask, Ordering::Relaxed);
+}
+
+/// The states that are switched on this machine, as bits of XCR0; 0 without XSAVE.
+pub fn switched_states() -> u64 {
+    IN_USE.load(Ordering::Relaxed)
+}
+
+/// Where a vCPU's state is kept while it is not in the CPU.
+pub struct FpuArea {
+    frames: Frames<Clean>,
+    window: Window,
+    /// 0 where the CPU has no XSAVE.
+    mask: u64,
+}
+
+impl FpuArea {
+    /// `size` is what CPUID leaf 0xD says for `mask`, in bytes; 512 without XSAVE.
+    pub fn new(memory: &'static Memory, mask: u64, size: usize) -> Result<FpuArea, OutOfMemory> {
+        let order = size.div_ceil(mm::PAGE_SIZE).next_power_of_two().trailing_zeros() as u8;
+        let frames = memory.allocate(order, None)?.scrub();
+        let window = *memory.window();
+        // FCW and MXCSR as after FNINIT and reset; an XSTATE_BV of zero then loads initial state for the rest.
+        let base = frames.mfn().phys();
+        let _ = window.write_u64(base, 0x37f);
+        let _ = window.copy_to(mm::addr::HostPhys(base.0 + 24), &0x1f80u32.to_le_bytes());
+        Ok(FpuArea { frames, window, mask })
+    }
+
+    fn pointer(&self) -> *mut u8 {
+        self.window.pointer(self.frames.mfn().phys(), mm::PAGE_SIZE as u64).unwrap_or(core::ptr::null_mut())
+    }
+
+    /// Puts the CPU's state here. `xcr0` is the guest's, which is in force.
+    pub fn save(&self) {
+        // SAFETY: the area is this vCPU's own, of the size that the CPU asks for, and 64-byte aligned as a frame is. Nothing in the
+        // host depends on the state that stays behind in the CPU.
+        unsafe {
+            if self.mask == 0 {
+                asm!("fxsave64 [{0}]", in(reg) self.pointer(), options(nostack));
+            } else {
+                asm!("xsave64 [{0}]", in(reg) self.pointer(), in("eax") self.mask as u32, in("edx") (self.mask >> 32) as u32, options(nostack));
+            }
+        }
+    }
+
+    /// Puts this state into the CPU.
+    pub fn restore(&self) {
+        // SAFETY: what is restored was saved there, or is the initial state written by `new`; the area is not a guest's to write.
+        unsafe {
+            if self.mask == 0 {
+                asm!("fxrstor64 [{0}]", in(reg) self.pointer(), options(nostack));
+            } else {
+                asm!("xrstor64 [{0}]", in(reg) self.pointer(), in("eax") self.mask as u32, in("edx") (self.mask >> 32) as u32, options(nostack));
+            }
+        }
+    }
+}
+
+/// Loads XCR0, which the caller has checked against what the CPU has.
+pub fn set_xcr0(value: u64) {
+    // SAFETY: the value is one that CPUID leaf 0xD allows; the host uses no extended state.
+    unsafe { asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack, nomem)) };
+}

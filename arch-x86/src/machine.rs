@@ -1,0 +1,336 @@
+//! The x86 machine as `hypervisor` asks for it.
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use hypervisor::domain::{Callback, Domain};
+use hypervisor::machine::{Access, ClockScale, DeviceRequest, Machine, PhysicalCpu, Width};
+use hypervisor::system::System;
+use hypervisor::vcpu::{Vcpu, hold};
+use mm::addr::GuestPhys;
+use mm::lock::{Lock, Rank};
+use mm::{Clean, Flush, Frames, P2mCache};
+use sched::{CpuId, Nanos, VcpuKey};
+use spin::Once;
+use xen_abi::errno::Errno;
+
+use crate::apic;
+use crate::context::{Context, GuestTables};
+use crate::engine::Nested;
+use crate::guest_paging::{self, Purpose};
+use crate::percpu;
+use crate::policy::cpuid::CpuidPolicy;
+use crate::policy::msr::MsrPolicy;
+use crate::time::Clock;
+use crate::vdev::vlapic::{LapicInbox, Message, Posted};
+
+/// Guests' local-APIC ids are this many times the vCPU's number, as Xen has it.
+pub const APIC_IDS_A_VCPU: u32 = 2;
+
+/// What `boot` provides: the console, and how to stop.
+#[derive(Clone, Copy)]
+pub struct Hooks {
+    /// Dom0's console output, as bytes.
+    pub console_write: fn(&[u8]),
+    pub console_read: fn(&mut [u8]) -> usize,
+    /// From the console ring, starting at an index: bytes copied and the next index.
+    pub console_ring: fn(u32, &mut [u8]) -> (usize, u32),
+    /// Feeds the UART from the ring and takes its input; true if there is new input.
+    pub console_poll: fn() -> bool,
+    /// Waits until all output is out, for a bounded time.
+    pub console_flush: fn(),
+}
+
+pub struct X86 {
+    pub hooks: Hooks,
+    pub command_line: String,
+    /// `noreboot`: halt instead.
+    pub no_reboot: bool,
+    /// Seconds since 1970 at system time zero, and the nanoseconds with them.
+    wallclock: Lock<(u64, u32)>,
+}
+
+impl X86 {
+    pub fn new(hooks: Hooks, command_line: String, no_reboot: bool, wallclock: (u64, u32)) -> X86 {
+        X86 { hooks, command_line, no_reboot, wallclock: Lock::new(Rank::Console, wallclock) }
+    }
+}
+
+static CLOCK: Once<Clock> = Once::new();
+static SYSTEM: Once<System<X86>> = Once::new();
+
+/// The machine's clock. Before it is set, time stands still.
+#[inline]
+pub fn clock() -> Clock {
+    CLOCK.get().copied().unwrap_or_default()
+}
+
+pub fn set_clock(clock: Clock) {
+    CLOCK.call_once(|| clock);
+}
+
+/// All there is, once `boot` has put it together.
+pub fn install(system: System<X86>) -> &'static System<X86> {
+    SYSTEM.call_once(|| system)
+}
+
+pub fn system() -> Option<&'static System<X86>> {
+    SYSTEM.get()
+}
+
+/// The part of a vCPU that any CPU may touch.
+pub struct X86Vcpu {
+    pub inbox: LapicInbox,
+    /// Registers and private devices, while no CPU has them.
+    pub context: Lock<Option<Box<Context>>>,
+    cpu: AtomicU32,
+    key: AtomicU32,
+    /// An upcall by HVM_PARAM_CALLBACK_IRQ's vector is due.
+    pub upcall_due: AtomicBool,
+    /// When the local APIC's timer fires, in nanoseconds.
+    lapic_deadline: AtomicU64,
+    pub lapic_due: AtomicBool,
+}
+
+impl X86Vcpu {
+    pub fn new(inbox: LapicInbox, context: Box<Context>) -> X86Vcpu {
+        X86Vcpu {
+            inbox,
+            context: Lock::new(Rank::DomainControl, Some(context)),
+            cpu: AtomicU32::new(0),
+            key: AtomicU32::new(0),
+            upcall_due: AtomicBool::new(false),
+            lapic_deadline: AtomicU64::new(u64::MAX),
+            lapic_due: AtomicBool::new(false),
+        }
+    }
+
+    /// It belongs to this CPU from now on.
+    pub fn settle(&self, cpu: CpuId, key: VcpuKey) {
+        self.cpu.store(cpu.0, Ordering::Relaxed);
+        self.key.store(key.0, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub fn place(&self) -> (CpuId, VcpuKey) {
+        (CpuId(self.cpu.load(Ordering::Relaxed)), VcpuKey(self.key.load(Ordering::Relaxed)))
+    }
+
+    pub fn set_lapic_deadline(&self, deadline: Option<Nanos>) {
+        self.lapic_deadline.store(deadline.map_or(u64::MAX, |at| at.0), Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub fn lapic_deadline(&self) -> Option<Nanos> {
+        let at = self.lapic_deadline.load(Ordering::Relaxed);
+        (at != u64::MAX).then_some(Nanos(at))
+    }
+
+    /// Something other than the plain run of the guest is to be looked at before the next entry.
+    #[inline]
+    pub fn wants_attention(&self) -> bool {
+        self.inbox.wants_attention()
+            || self.upcall_due.load(Ordering::Acquire)
+            || self.lapic_due.load(Ordering::Acquire)
+    }
+}
+
+/// A domain's virtual hardware.
+pub struct X86Domain {
+    pub cpuid: CpuidPolicy,
+    pub msr: MsrPolicy,
+    pub cr4_allowed: u64,
+    /// Kept for as long as its vCPUs refer to them.
+    pub bitmaps: [Frames<Clean>; 3],
+    /// Shares lowest-priority interrupts among the vCPUs.
+    turn: AtomicUsize,
+    pub devices: crate::devices::Devices,
+}
+
+impl X86Domain {
+    pub fn new(
+        cpuid: CpuidPolicy,
+        msr: MsrPolicy,
+        bitmaps: [Frames<Clean>; 3],
+        devices: crate::devices::Devices,
+    ) -> X86Domain {
+        let cr4_allowed = !cpuid.cr4_reserved();
+        X86Domain { cpuid, msr, cr4_allowed, bitmaps, turn: AtomicUsize::new(0), devices }
+    }
+}
+
+/// Delivers an interrupt message within a domain.
+pub fn deliver(domain: &Domain<X86>, sender: Option<u32>, message: Message) {
+    let apics = domain.vcpus.iter().map(|vcpu| (vcpu.id.0, vcpu.machine.inbox.identity()));
+    let turn = domain.machine.turn.fetch_add(1, Ordering::Relaxed);
+    for receiver in message.receivers(sender, apics, turn) {
+        let Some(vcpu) = domain.vcpu(xen_abi::types::VcpuId(receiver)) else { continue };
+        if vcpu.machine.inbox.accept(message.delivery, message.vector, message.level) == Posted::New {
+            rouse(vcpu);
+        }
+    }
+}
+
+/// Makes a vCPU look at its inbox: it is woken if it sleeps, and leaves the guest if it is in there on another CPU.
+pub fn rouse(vcpu: &Vcpu<X86>) {
+    let (cpu, key) = vcpu.machine.place();
+    let here = percpu::this();
+    let woken = vcpu.clear_hold(hold::BLOCKED);
+    let Some(there) = (if cpu == here.id { Some(here) } else { percpu::get(cpu) }) else { return };
+    if woken {
+        there.wake(key);
+    }
+    if cpu != here.id {
+        apic::local::send(there.apic_id, apic::vectors::KICK);
+    }
+}
+
+impl Machine for X86 {
+    type Format = Nested;
+    type DomainState = X86Domain;
+    type VcpuState = X86Vcpu;
+    type Context = Context;
+
+    #[inline]
+    fn now(&self) -> Nanos {
+        clock().now()
+    }
+
+    fn clock_scale(&self) -> ClockScale {
+        clock().scale()
+    }
+
+    fn tsc_khz(&self) -> u32 {
+        clock().khz
+    }
+
+    fn wallclock_at_boot(&self) -> (u64, u32) {
+        *self.wallclock.lock()
+    }
+
+    fn set_wallclock(&self, seconds: u64, nanoseconds: u32, at: Nanos) {
+        let total = u128::from(seconds) * 1_000_000_000 + u128::from(nanoseconds);
+        let at_boot = total.saturating_sub(u128::from(at.0));
+        *self.wallclock.lock() = ((at_boot / 1_000_000_000) as u64, (at_boot % 1_000_000_000) as u32);
+    }
+
+    #[inline]
+    fn translate(
+        &self,
+        domain: &Domain<Self>,
+        context: &mut Context,
+        linear: u64,
+        access: Access,
+    ) -> Result<GuestPhys, Errno> {
+        let paging = context.engine.paging();
+        let window = domain.p2m.memory().window();
+        let mut tables = GuestTables { p2m: &domain.p2m, window, cache: &mut context.cache };
+        let purpose = Purpose { write: access == Access::Write, ..Purpose::default() };
+        guest_paging::translate(&paging, linear, purpose, &mut tables).map_err(|_| Errno::EFAULT)
+    }
+
+    #[inline]
+    fn p2m_cache<'a>(&self, context: &'a mut Context) -> &'a mut P2mCache {
+        &mut context.cache
+    }
+
+    #[inline]
+    fn width(&self, context: &mut Context) -> Width {
+        if context.engine.in_64_bit_mode() { Width::Bits64 } else { Width::Bits32 }
+    }
+
+    #[inline]
+    fn upcall(&self, domain: &Domain<Self>, vcpu: &Vcpu<Self>) {
+        match vcpu.upcall_vector() {
+            0 => match domain.callback() {
+                Callback::None => {}
+                Callback::Vector(_) => vcpu.machine.upcall_due.store(true, Ordering::Release),
+                Callback::Gsi(gsi) => domain.machine.devices.pulse(domain, u32::from(gsi)),
+            },
+            vector => {
+                let _ = vcpu.machine.inbox.post(vector, false);
+            }
+        }
+        rouse(vcpu);
+    }
+
+    fn wake(&self, _domain: &Domain<Self>, vcpu: &Vcpu<Self>) {
+        let (cpu, key) = vcpu.machine.place();
+        if let Some(cpu) = percpu::get(cpu) {
+            cpu.wake(key);
+            if cpu.id != percpu::this().id {
+                apic::local::send(cpu.apic_id, apic::vectors::KICK);
+            }
+        }
+    }
+
+    #[inline]
+    fn timer_changed(&self, _domain: &Domain<Self>, vcpu: &Vcpu<Self>) {
+        let (cpu, key) = vcpu.machine.place();
+        let deadline = match (vcpu.next_deadline(), vcpu.machine.lapic_deadline()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        let here = percpu::this();
+        if cpu == here.id {
+            here.set_deadline(key, deadline);
+        } else if let Some(there) = percpu::get(cpu) {
+            there.set_deadline(key, deadline);
+            apic::local::send(there.apic_id, apic::vectors::KICK);
+        }
+    }
+
+    fn yield_now(&self, _domain: &Domain<Self>, _vcpu: &Vcpu<Self>) {
+        percpu::this().yield_now();
+    }
+
+    fn set_online(&self, domain: &Domain<Self>, vcpu: &Vcpu<Self>, online: bool) -> Result<(), Errno> {
+        if !online {
+            vcpu.set_hold(hold::OFFLINE);
+        } else if vcpu.machine.inbox.waits_for_sipi() {
+            // It has no registers to run with yet.
+            return Err(Errno::EINVAL);
+        } else if vcpu.clear_hold(hold::OFFLINE) {
+            self.wake(domain, vcpu);
+        }
+        Ok(())
+    }
+
+    fn flush(&self, _domain: &Domain<Self>, flush: Flush) {
+        if flush.spend().is_some() {
+            // One CPU runs guests: its next entry invalidates. Others would be kicked here and waited for.
+            crate::vmx::flush_all();
+        }
+    }
+
+    fn domain_stopped(&self, domain: &Domain<Self>, reason: u32) {
+        crate::power::domain_stopped(self, domain, reason);
+    }
+
+    fn console_write(&self, _domain: &Domain<Self>, text: &[u8]) {
+        (self.hooks.console_write)(text);
+    }
+
+    fn console_read(&self, into: &mut [u8]) -> usize {
+        (self.hooks.console_read)(into)
+    }
+
+    fn console_ring(&self, from: u32, into: &mut [u8]) -> (usize, u32) {
+        (self.hooks.console_ring)(from, into)
+    }
+
+    fn device(&self, domain: &Domain<Self>, request: DeviceRequest) -> Result<(), Errno> {
+        domain.machine.devices.request(domain, request)
+    }
+
+    fn physical_cpu(&self, cpu: u32) -> Option<PhysicalCpu> {
+        let found = percpu::get(CpuId(cpu))?;
+        let highest = percpu::count().saturating_sub(1) as u32;
+        Some(PhysicalCpu { highest, online: true, apic_id: found.apic_id, acpi_id: found.id.0 })
+    }
+
+    fn command_line(&self) -> &str {
+        &self.command_line
+    }
+}

@@ -1,0 +1,105 @@
+//! How domains and the machine end.
+
+use hypervisor::domain::Domain;
+use hypervisor::machine::PowerAction;
+use hypervisor::system::System;
+use spin::Once;
+use xen_abi::sched::*;
+
+use crate::host;
+use crate::machine::X86;
+use crate::port::{inb, inw, outb, outw};
+
+/// Where ACPI says that the machine is switched off and reset.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ports {
+    /// PM1a and PM1b control registers; 0 if there is none.
+    pub pm1a: u16,
+    pub pm1b: u16,
+    /// The sleep types that mean S5.
+    pub s5: Option<(u8, u8)>,
+    /// The reset register, if it is a port: port and value.
+    pub reset: Option<(u16, u8)>,
+}
+
+static PORTS: Once<Ports> = Once::new();
+
+pub fn set_ports(ports: Ports) {
+    PORTS.call_once(|| ports);
+}
+
+/// A domain has stopped for `reason` (SHUTDOWN_*). With the control domain the machine stops too.
+pub fn domain_stopped(machine: &X86, domain: &Domain<X86>, reason: u32) {
+    let name = match reason {
+        SHUTDOWN_POWEROFF => "powers off",
+        SHUTDOWN_REBOOT => "reboots",
+        SHUTDOWN_SUSPEND => "suspends",
+        SHUTDOWN_CRASH => "has crashed",
+        SHUTDOWN_WATCHDOG => "is stopped by its watchdog",
+        _ => "stops",
+    };
+    log::info!(target: "domain", "{} (domain {}) {name}", domain.name, domain.id.0);
+    if !domain.is_control() {
+        return;
+    }
+    match reason {
+        SHUTDOWN_POWEROFF => stop(machine, PowerAction::PowerOff),
+        // A control domain that has crashed is started again, unless the user wants to look at it.
+        _ => stop(machine, PowerAction::Reboot),
+    }
+}
+
+/// Stops a domain that cannot go on.
+pub fn crash(system: &System<X86>, domain: &Domain<X86>) {
+    if domain.begin_shutdown(SHUTDOWN_CRASH) {
+        domain_stopped(&system.machine, domain, SHUTDOWN_CRASH);
+    }
+}
+
+/// Switches the machine off, or resets it.
+pub fn stop(machine: &X86, action: PowerAction) -> ! {
+    let action = match action {
+        PowerAction::Reboot if machine.no_reboot => {
+            log::warn!(target: "power", "noreboot: halted instead of rebooting; reset the machine by hand");
+            PowerAction::Halt
+        }
+        other => other,
+    };
+    (machine.hooks.console_flush)();
+    match action {
+        PowerAction::PowerOff => power_off(),
+        PowerAction::Reboot => reset(),
+        PowerAction::Halt => {}
+    }
+    host::halt_forever()
+}
+
+/// ACPI S5 by the PM1 control registers (ACPI 6.5, 4.8.3.2).
+fn power_off() {
+    let ports = PORTS.get().copied().unwrap_or_default();
+    let (a, b) = ports.s5.unwrap_or((0, 0));
+    const SLEEP_ENABLE: u16 = 1 << 13;
+    for (port, sleep_type) in [(ports.pm1a, a), (ports.pm1b, b)] {
+        if port != 0 {
+            let rest = inw(port) & !(7 << 10);
+            outw(port, rest | u16::from(sleep_type) << 10);
+            outw(port, rest | u16::from(sleep_type) << 10 | SLEEP_ENABLE);
+        }
+    }
+}
+
+/// The ACPI reset register, the chipset's, the keyboard controller's, and at last a triple fault.
+pub fn reset() -> ! {
+    if let Some((port, value)) = PORTS.get().and_then(|ports| ports.reset) {
+        outb(port, value);
+    }
+    outb(0xcf9, 0x02);
+    outb(0xcf9, 0x06);
+    for _ in 0..10_000 {
+        if inb(0x64) & 2 == 0 {
+            break;
+        }
+    }
+    outb(0x64, 0xfe);
+    host::triple_fault()
+}

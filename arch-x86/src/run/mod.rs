@@ -1,0 +1,246 @@
+//! The life of a physical CPU: pick a vCPU, run it until something else is to be done, and serve its exits.
+
+mod control;
+mod cpuid;
+mod events;
+mod hypercall;
+mod interrupt;
+mod mmio;
+mod msr;
+mod port;
+
+pub use interrupt::on_interrupt;
+pub(crate) use port::read_cmos;
+
+use hypervisor::domain::Domain;
+use hypervisor::machine::Machine;
+use hypervisor::runstate::State;
+use hypervisor::system::System;
+use hypervisor::vcpu::{Vcpu, hold};
+use sched::VcpuKey;
+
+use crate::context::Context;
+use crate::exit::Exit;
+use crate::machine::X86;
+use crate::percpu::{self, PerCpu, Resident};
+use crate::{host, power};
+
+/// A vCPU in the hands of the CPU that runs it.
+struct Running<'a> {
+    system: &'static System<X86>,
+    cpu: &'static PerCpu,
+    resident: &'a Resident,
+    domain: &'a Domain<X86>,
+    vcpu: &'a Vcpu<X86>,
+    context: &'a mut Context,
+}
+
+/// Whether a vCPU goes on after an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Enter,
+    /// It does not run on as things are: blocked, preempted, or its domain is done.
+    Leave,
+}
+
+/// Runs guests on this CPU for as long as the machine is on.
+pub fn forever(system: &'static System<X86>) -> ! {
+    let cpu = percpu::this();
+    // The vCPU whose registers are in this CPU; they stay there until another needs the place.
+    let mut loaded: Option<Loaded> = None;
+    loop {
+        let now = system.machine.now();
+        let Some(key) = cpu.next(now) else {
+            idle(system, cpu);
+            continue;
+        };
+        let switched = loaded.as_ref().is_none_or(|current| current.key != key);
+        if switched {
+            if let Some(current) = loaded.take() {
+                current.unload();
+            }
+            loaded = Loaded::load(system, cpu, key);
+        }
+        match &mut loaded {
+            Some(current) => current.run(system, cpu),
+            None => cpu.block(key),
+        }
+    }
+}
+
+/// Nothing to run: the CPU sleeps until the next interrupt, which is taken in the window.
+fn idle(system: &'static System<X86>, cpu: &'static PerCpu) {
+    if (system.machine.hooks.console_poll)() {
+        interrupt::console_input(system);
+    }
+    system.memory.scrub_some(1);
+    if !cpu.must_reschedule() {
+        host::wait_for_interrupt();
+    }
+}
+
+/// A vCPU whose state is in this CPU.
+struct Loaded {
+    key: VcpuKey,
+    resident: Resident,
+    context: alloc::boxed::Box<Context>,
+}
+
+impl Loaded {
+    fn load(system: &'static System<X86>, cpu: &'static PerCpu, key: VcpuKey) -> Option<Loaded> {
+        let resident = cpu.resident(key)?;
+        let vcpu = resident.vcpu()?;
+        let mut context = vcpu.machine.context.lock().take()?;
+        if context.engine.load(&cpu.host).is_err() {
+            log::error!(target: "vcpu", "{} vCPU {}: its control structure cannot be loaded; the domain is stopped", resident.domain.name, vcpu.id.0);
+            power::crash(system, &resident.domain);
+            *vcpu.machine.context.lock() = Some(context);
+            return None;
+        }
+        context.switched.restore(host::has_rdtscp());
+        if host::has_xsave() {
+            crate::fpu::set_xcr0(crate::fpu::switched_states());
+            context.fpu.restore();
+            crate::fpu::set_xcr0(context.xcr0);
+        } else {
+            context.fpu.restore();
+        }
+        Some(Loaded { key, resident, context })
+    }
+
+    fn unload(mut self) {
+        self.context.switched.save(host::has_rdtscp());
+        if host::has_xsave() {
+            // All states that Corten switches, whatever the guest has enabled of them.
+            crate::fpu::set_xcr0(crate::fpu::switched_states());
+        }
+        self.context.fpu.save();
+        self.context.engine.unload();
+        if let Some(vcpu) = self.resident.domain.vcpu(self.resident.vcpu) {
+            *vcpu.machine.context.lock() = Some(self.context);
+        }
+    }
+
+    /// Runs the vCPU until it blocks or gives way.
+    fn run(&mut self, system: &'static System<X86>, cpu: &'static PerCpu) {
+        let Some(vcpu) = self.resident.vcpu() else { return };
+        let domain = &*self.resident.domain;
+        let mut running =
+            Running { system, cpu, resident: &self.resident, domain, vcpu, context: &mut self.context };
+        enter_state(system, vcpu, State::Running);
+        running.enter_until_it_stops();
+        if vcpu.is_runnable() {
+            enter_state(system, vcpu, State::Runnable);
+        } else {
+            let offline = vcpu.holds() & (hold::OFFLINE | hold::PAUSED) != 0;
+            enter_state(system, vcpu, if offline { State::Offline } else { State::Blocked });
+            cpu.block(self.key);
+            // A wake-up between the look and the block is not lost.
+            if vcpu.is_runnable() {
+                cpu.wake(self.key);
+            }
+        }
+    }
+}
+
+fn enter_state(system: &System<X86>, vcpu: &Vcpu<X86>, state: State) {
+    let now = system.machine.now();
+    let mut runstate = vcpu.runstate.lock();
+    if runstate.state() != state {
+        runstate.enter(state, now);
+    }
+}
+
+impl Running<'_> {
+    fn enter_until_it_stops(&mut self) {
+        loop {
+            if !self.vcpu.is_runnable() || self.cpu.must_reschedule() {
+                // What woke it may have been an INIT or SIPI, which changes whether it runs.
+                if self.vcpu.machine.inbox.wants_attention() {
+                    self.take_startup();
+                }
+                if !self.vcpu.is_runnable() || self.cpu.must_reschedule() {
+                    return;
+                }
+            }
+            self.prepare_events();
+            if self.context.triple_fault {
+                self.crash("triple fault");
+                return;
+            }
+            let exit = self.context.engine.run(&mut self.context.regs, &mut self.context.pending);
+            if self.serve(exit) == Next::Leave {
+                return;
+            }
+        }
+    }
+
+    #[inline]
+    fn serve(&mut self, exit: Exit) -> Next {
+        match exit {
+            Exit::Hypercall => self.hypercall(),
+            Exit::Interrupt(vector) => self.host_interrupt(vector),
+            Exit::InterruptPending => self.pending_interrupt(),
+            Exit::WriteMsr => self.write_msr(),
+            Exit::ReadMsr => self.read_msr(),
+            Exit::Cpuid => self.cpuid(),
+            Exit::Halt => self.halt(),
+            Exit::Port(access) => self.port(access),
+            Exit::GuestPage(access) => self.guest_page(access),
+            Exit::InterruptWindow => {
+                self.context.engine.set_interrupt_window(false);
+                Next::Enter
+            }
+            Exit::NmiWindow => {
+                self.context.engine.set_nmi_window(false);
+                Next::Enter
+            }
+            Exit::Control(access) => self.control(access),
+            Exit::SetExtendedControl => self.set_extended_control(),
+            Exit::Undefined => {
+                self.context.raise_undefined();
+                Next::Enter
+            }
+            Exit::Refused => {
+                self.context.raise_general_protection();
+                Next::Enter
+            }
+            Exit::CacheFlush => {
+                self.context.engine.advance();
+                Next::Enter
+            }
+            Exit::Nmi => {
+                host::nmi();
+                Next::Enter
+            }
+            Exit::MachineCheck => host::machine_check(),
+            Exit::TripleFault => self.crash("triple fault"),
+            Exit::Unexpected(number) => {
+                log::error!(target: "vcpu", "{}: exit {number:#x} that no guest should cause", self.domain.name);
+                self.crash("unexpected exit")
+            }
+            Exit::EntryFailed(number) => {
+                log::error!(target: "vcpu", "{}: the CPU refuses to enter the guest (reason {number:#x})", self.domain.name);
+                self.crash("entry failed")
+            }
+        }
+    }
+
+    fn halt(&mut self) -> Next {
+        self.context.engine.advance();
+        // Whoever sends something after this look finds the hold and takes it away; what came before is seen here.
+        self.vcpu.set_hold(hold::BLOCKED);
+        if self.could_be_woken_now() {
+            self.vcpu.clear_hold(hold::BLOCKED);
+        }
+        Next::Enter
+    }
+
+    #[cold]
+    fn crash(&mut self, why: &str) -> Next {
+        log::error!(target: "domain", "{} (domain {}) crashed: {why} on vCPU {}", self.domain.name, self.domain.id.0, self.vcpu.id.0);
+        crate::dump::vcpu(self.domain, self.context);
+        power::crash(self.system, self.domain);
+        Next::Leave
+    }
+}

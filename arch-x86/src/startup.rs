@@ -1,0 +1,209 @@
+//! From a CPU that runs Rust to a machine that can run guests: engine, interrupt controllers, clock.
+
+use alloc::format;
+use alloc::string::String;
+use core::arch::x86_64::{__cpuid, __cpuid_count};
+
+use mm::addr::HostPhys;
+use mm::{Memory, Window};
+use sched::CpuId;
+
+use crate::acpi::{self, Fadt, Hpet, Madt, Mcfg, PhysRead, Problem, RootPointer, Signature, Tables};
+use crate::apic::{io, local};
+use crate::cpu::gdt::{self, CpuTables};
+use crate::percpu::PerCpu;
+use crate::port::outb;
+use crate::time::{self, Clock, Moment};
+use crate::vmx;
+use crate::vmx::caps::{Caps, Wishes};
+use crate::vmx::guest::HostState;
+use crate::{cpu, fpu, host, machine, paging, power};
+
+/// Physical memory as the ACPI tables are read from it.
+pub struct Physical(pub Window);
+
+impl PhysRead for Physical {
+    fn read(&self, at: HostPhys, bytes: &mut [u8]) -> Result<(), acpi::BadAddress> {
+        self.0.copy_from(at, bytes)
+    }
+}
+
+/// What ACPI says of the platform.
+pub struct Platform {
+    pub tables: Tables,
+    pub madt: Madt,
+    pub fadt: Option<Fadt>,
+    pub mcfg: Mcfg,
+    pub hpet: Option<Hpet>,
+}
+
+impl Platform {
+    /// Reads the tables that `rsdp` leads to (or those in low memory, where BIOSes put them). An error is one line for the user.
+    pub fn read(memory: &impl PhysRead, rsdp: Option<HostPhys>) -> Result<Platform, String> {
+        let told = |problem: Problem| format!("ACPI: {problem}");
+        let root = match rsdp {
+            Some(at) => RootPointer::read(memory, at).or_else(|_| RootPointer::search(memory)),
+            None => RootPointer::search(memory),
+        };
+        let mut tables = Tables::find(memory, root.map_err(told)?).map_err(told)?;
+        let mut problems = core::mem::take(&mut tables.problems);
+        let madt = tables
+            .read(memory, Signature::MADT)
+            .and_then(|table| Madt::parse(&table, &mut problems))
+            .map_err(told)?;
+        let fadt = tables.read(memory, Signature::FADT).and_then(|table| Fadt::parse(&table));
+        let fadt = fadt.map_err(|problem| problems.add(problem)).ok();
+        let mcfg = tables.read(memory, Signature::MCFG).map(|table| Mcfg::parse(&table, &mut problems));
+        let hpet = tables.read(memory, Signature::HPET).and_then(|table| Hpet::parse(&table)).ok();
+        for problem in problems.iter() {
+            log::warn!(target: "acpi", "{problem}");
+        }
+        Ok(Platform { tables, madt, fadt, mcfg: mcfg.unwrap_or_default(), hpet })
+    }
+
+    fn power_ports(&self) -> power::Ports {
+        let Some(fadt) = &self.fadt else { return power::Ports::default() };
+        let port = |register: Option<crate::acpi::GenericAddress>| register.and_then(|address| address.port());
+        power::Ports {
+            pm1a: port(fadt.pm1a_control).unwrap_or(0),
+            pm1b: port(fadt.pm1b_control).unwrap_or(0),
+            // AML would say which sleep types mean S5; these do on the PCs that have no other way (see `power`).
+            s5: None,
+            reset: port(fadt.reset).map(|port| (port, fadt.reset_value)),
+        }
+    }
+}
+
+/// What the user may choose of the machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Choices {
+    pub vpid: bool,
+}
+
+/// One I/O APIC as it was found.
+#[derive(Clone, Copy, Debug)]
+pub struct FoundIoApic {
+    pub address: u64,
+    pub id: u8,
+    pub version: u8,
+    pub gsi_base: u32,
+    pub pins: u32,
+}
+
+/// The boot CPU, ready to run guests.
+pub struct Ready {
+    pub caps: &'static Caps,
+    pub io_apics: alloc::vec::Vec<FoundIoApic>,
+}
+
+/// Brings the boot CPU and the interrupt controllers up. `tables` are the CPU's descriptor tables, `origin` the TSC at system time zero. Any error is one
+/// line that says what is missing.
+pub fn boot_cpu(
+    memory: &'static Memory,
+    platform: &Platform,
+    tables: &'static CpuTables,
+    choices: Choices,
+    origin: u64,
+) -> Result<Ready, String> {
+    let caps = vmx::cpu::probe(Wishes { vpid: choices.vpid })?;
+    note_features();
+    power::set_ports(platform.power_ports());
+    mask_pics();
+    init_local_apic()?;
+    set_clock(origin)?;
+    let io_apics = init_io_apics(platform)?;
+    let caps = vmx::cpu::enable(caps, memory)?;
+    PerCpu::install(CpuId(0), local::id(), host_state(tables));
+    cpu::idt::set_interrupt_handler(crate::run::on_interrupt);
+    log::info!(target: "vmx", "EPT{}{}", if caps.ept.contains(vmx::caps::EptVpid::PAGES_1G) { ", 1 GiB pages" } else { "" }, if caps.has(vmx::caps::Secondary::ENABLE_VPID) { ", VPID" } else { "" });
+    Ok(Ready { caps, io_apics })
+}
+
+fn note_features() {
+    let basic = __cpuid(1);
+    let has_xsave = basic.ecx & 1 << 26 != 0;
+    if has_xsave {
+        // SAFETY: CR4.OSXSAVE switches XSAVE and XSETBV on, and nothing off.
+        unsafe { host::write_cr4(host::read_cr4() | 1 << 18) };
+        let states = __cpuid_count(0xd, 0);
+        fpu::set_switched_states((u64::from(states.edx) << 32 | u64::from(states.eax)) & fpu::SWITCHED);
+    }
+    let extended = __cpuid(0x8000_0000).eax;
+    let has_rdtscp = extended >= 0x8000_0001 && __cpuid(0x8000_0001).edx & 1 << 27 != 0;
+    host::set_features(has_rdtscp, has_xsave);
+}
+
+/// The 8259s deliver nothing, and what they deliver spuriously all the same goes to vectors of no consequence.
+fn mask_pics() {
+    for (command, data, vector, wiring) in [(0x20, 0x21, 0x20, 4), (0xa0, 0xa1, 0x28, 2)] {
+        outb(command, 0x11);
+        outb(data, vector);
+        outb(data, wiring);
+        outb(data, 1);
+        outb(data, 0xff);
+    }
+}
+
+fn init_local_apic() -> Result<(), String> {
+    let ecx = __cpuid(1).ecx;
+    let features = local::Features { x2apic: ecx & 1 << 21 != 0, tsc_deadline: ecx & 1 << 24 != 0 };
+    let page = if features.x2apic {
+        core::ptr::null_mut()
+    } else {
+        paging::map_mmio(local::base(), 4096).map_err(|why| format!("the local APIC cannot be mapped ({why:?})"))?.cast()
+    };
+    local::init(features, page);
+    log::info!(target: "apic", "local APIC {}: {}, {}", local::id(), if features.x2apic { "x2APIC" } else { "xAPIC" }, if features.tsc_deadline { "TSC deadline" } else { "counting timer" });
+    Ok(())
+}
+
+fn set_clock(origin: u64) -> Result<(), String> {
+    let mut counts = 0;
+    let mut ticks = 0;
+    let khz = time::calibrate(|moment| match moment {
+        Moment::Start => {
+            ticks = time::rdtsc();
+            local::start_count();
+        }
+        Moment::End => {
+            counts = local::elapsed_count();
+            ticks = time::rdtsc().wrapping_sub(ticks);
+        }
+    })
+    .filter(|khz| *khz > 0)
+    .ok_or("the TSC cannot be calibrated: no PIT counts on this machine")?;
+    local::set_rate(counts, ticks);
+    machine::set_clock(Clock::new(origin, khz));
+    log::info!(target: "time", "TSC at {}.{:03} MHz", khz / 1000, khz % 1000);
+    Ok(())
+}
+
+fn init_io_apics(platform: &Platform) -> Result<alloc::vec::Vec<FoundIoApic>, String> {
+    let mut found = alloc::vec::Vec::new();
+    for io_apic in &platform.madt.io_apics {
+        let at = HostPhys(u64::from(io_apic.address));
+        let registers = paging::map_mmio(at, 4096).map_err(|why| format!("I/O APIC at {:#x}: cannot be mapped ({why:?})", at.0))?;
+        // SAFETY: the registers were just mapped, for good.
+        let (version, pins) = unsafe { io::add(registers.cast(), io_apic.id, io_apic.gsi_base) };
+        log::info!(target: "apic", "I/O APIC {} at {:#x}: version {version:#x}, GSIs {}-{}", io_apic.id, at.0, io_apic.gsi_base, io_apic.gsi_base + pins - 1);
+        found.push(FoundIoApic { address: at.0, id: io_apic.id, version, gsi_base: io_apic.gsi_base, pins });
+    }
+    Ok(found)
+}
+
+fn host_state(tables: &'static CpuTables) -> HostState {
+    use x86_64::registers::control::{Cr0, Cr3};
+    HostState {
+        cr0: Cr0::read_raw(),
+        cr3: Cr3::read_raw().0.start_address().as_u64(),
+        cr4: host::read_cr4(),
+        efer: crate::msr::rdmsr(0xc000_0080),
+        code: gdt::CODE,
+        data: gdt::DATA,
+        task: gdt::TASK,
+        gs_base: 0,
+        task_base: tables.task_base(),
+        gdt_base: tables.gdt_base(),
+        idt_base: cpu::idt::base(),
+    }
+}

@@ -1,0 +1,153 @@
+//! System time: nanoseconds since boot, out of the TSC, at a rate that is measured once against the PIT.
+
+use core::arch::x86_64::_rdtsc;
+
+use hypervisor::machine::ClockScale;
+use sched::Nanos;
+
+use crate::port::{inb, outb};
+
+/// Ticks of the PIT a second, as the PC has it.
+const PIT_HZ: u64 = 1_193_182;
+/// How long the TSC is watched: 20 ms.
+const CALIBRATION_TICKS: u16 = 23_864;
+
+const PIT_CHANNEL_2: u16 = 0x42;
+const PIT_COMMAND: u16 = 0x43;
+const GATE: u16 = 0x61;
+
+/// Reads the time-stamp counter.
+#[inline(always)]
+pub fn rdtsc() -> u64 {
+    // SAFETY: RDTSC has no preconditions here (CR4.TSD does not bind the kernel).
+    unsafe { _rdtsc() }
+}
+
+/// The TSC's rate in kHz, or `None` if there is no PIT that counts.
+pub fn calibrate(mut also: impl FnMut(Moment)) -> Option<u32> {
+    // Gate channel 2 on, speaker off; one shot, low byte then high byte.
+    let gate = inb(GATE);
+    outb(GATE, (gate & !2) | 1);
+    outb(PIT_COMMAND, 0xb0);
+    outb(PIT_CHANNEL_2, CALIBRATION_TICKS as u8);
+    also(Moment::Start);
+    outb(PIT_CHANNEL_2, (CALIBRATION_TICKS >> 8) as u8);
+    let start = rdtsc();
+    // A PIT that does not count never raises its output: give up after far more polls than any 20 ms has.
+    let mut polls = 0u32;
+    while inb(GATE) & 0x20 == 0 {
+        polls += 1;
+        if polls > 50_000_000 {
+            return None;
+        }
+    }
+    let end = rdtsc();
+    also(Moment::End);
+    outb(GATE, gate);
+    let ticks = end.wrapping_sub(start);
+    u32::try_from(ticks * PIT_HZ / u64::from(CALIBRATION_TICKS) / 1000).ok()
+}
+
+/// The ends of the calibration, for another counter that is measured in the same window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    Start,
+    End,
+}
+
+/// From TSC to nanoseconds and back.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Clock {
+    origin: u64,
+    pub khz: u32,
+    mul: u32,
+    shift: i8,
+    /// 2^32 × ticks a nanosecond.
+    inverse: u64,
+}
+
+impl Clock {
+    /// System time zero is at the TSC's value `origin`.
+    pub fn new(origin: u64, khz: u32) -> Clock {
+        // The multiplier is normalised so that its top bit is set: the shift makes up for it, as pvclock has it.
+        let mut shift = 0i8;
+        let mut rate = u64::from(khz.max(1)) * 1000;
+        while rate > 2_000_000_000 {
+            rate >>= 1;
+            shift -= 1;
+        }
+        while rate <= 1_000_000_000 {
+            rate <<= 1;
+            shift += 1;
+        }
+        let mul = ((1_000_000_000u64 << 32) / rate) as u32;
+        let inverse = (u128::from(khz) << 32) / 1_000_000;
+        Clock { origin, khz, mul, shift, inverse: inverse as u64 }
+    }
+
+    #[inline]
+    pub fn nanos_at(&self, tsc: u64) -> Nanos {
+        let delta = tsc.wrapping_sub(self.origin);
+        let shifted = if self.shift < 0 { delta >> -self.shift } else { delta << self.shift };
+        Nanos(((u128::from(shifted) * u128::from(self.mul)) >> 32) as u64)
+    }
+
+    /// As [`nanos_at`](Self::nanos_at), never early and never wrapping: for deadlines that a guest gives in TSC ticks.
+    pub fn nanos_after(&self, tsc: u64) -> Nanos {
+        if tsc <= self.origin {
+            return Nanos(0);
+        }
+        // A deadline centuries away would overflow the shift.
+        let ticks = (tsc - self.origin).min(u64::MAX >> 24);
+        Nanos(self.nanos_at(self.origin + ticks).0.saturating_add(1))
+    }
+
+    #[inline]
+    pub fn now(&self) -> Nanos {
+        self.nanos_at(rdtsc())
+    }
+
+    /// The TSC's value at (or just after) a point in time.
+    #[inline]
+    pub fn tsc_at(&self, at: Nanos) -> u64 {
+        let ticks = (u128::from(at.0) * u128::from(self.inverse)) >> 32;
+        self.origin.saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX)).saturating_add(1)
+    }
+
+    pub fn scale(&self) -> ClockScale {
+        ClockScale {
+            tsc_timestamp: self.origin,
+            system_time: Nanos(0),
+            tsc_to_system_mul: self.mul,
+            tsc_shift: self.shift,
+            stable: true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_is_a_second_at_any_rate() {
+        for khz in [49_999, 1_000_000, 2_893_123, 5_200_000] {
+            let clock = Clock::new(1_000, khz);
+            let second = clock.nanos_at(1_000 + u64::from(khz) * 1000).0;
+            assert!(second.abs_diff(1_000_000_000) < 1_000, "{khz} kHz: {second}");
+        }
+    }
+
+    #[test]
+    fn a_deadline_is_never_early() {
+        for khz in [50_000, 1_000_000, 2_893_123] {
+            let clock = Clock::new(77, khz);
+            for nanos in [0, 1, 999, 1_000_000, 86_400_000_000_000] {
+                let reached = clock.nanos_at(clock.tsc_at(Nanos(nanos))).0;
+                let tick = 1_000_000 / u64::from(khz) + 1;
+                assert!(reached + nanos / 1_000_000_000 + 1 >= nanos, "{khz} {nanos} {reached}");
+                assert!(reached <= nanos + 2 * tick + nanos / 1_000_000_000 + 1, "{khz} {nanos} {reached}");
+            }
+        }
+    }
+}
