@@ -152,15 +152,16 @@ fn status<M: Machine>(domain: &Domain<M>, request: Status) -> Result<Status, Err
     Ok(Status { status, vcpu: state.vcpu().0, value, remote_port: xen_abi::types::Port(remote_port), ..request })
 }
 
-/// EINVAL for a control block that is not aligned, leaves its page or is not in RAM.
+/// ENOENT for a vCPU that does not exist, EINVAL for a control block that is not aligned, leaves its page or is not in RAM.
 fn init_control<M: Machine>(caller: &mut Caller<'_, M>, request: &InitControl) -> Result<(), Errno> {
+    let vcpu = caller.domain.vcpu(VcpuId(request.vcpu)).ok_or(Errno::ENOENT)?.id;
     let offset = request.offset as usize;
     if !offset.is_multiple_of(8) || offset.saturating_add(event::CONTROL_SIZE) > mm::PAGE_SIZE {
         return Err(Errno::EINVAL);
     }
     let page = share(caller, Gfn(request.control_gfn))?;
     let block = Area::new(page, offset, event::CONTROL_SIZE).ok_or(Errno::EINVAL)?;
-    bind::init_control(&Target::new(caller.system, caller.domain), VcpuId(request.vcpu), block)
+    bind::init_control(&Target::new(caller.system, caller.domain), vcpu, block)
 }
 
 /// Shares one of the caller's RAM pages for long. EINVAL if it is none.

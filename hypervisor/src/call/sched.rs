@@ -65,6 +65,7 @@ fn poll_ports<M: Machine>(caller: &mut Caller<'_, M>, poll: &Poll) -> Result<Out
         first = caller.read(poll.ports)?.0;
     }
     let deadline = (poll.timeout != 0).then_some(Nanos(poll.timeout));
+    caller.domain.events.poll_begins(caller.vcpu.id);
     caller.vcpu.start_poll(first, deadline);
     match any_pending(caller, poll) {
         Ok(false) => {
@@ -72,6 +73,7 @@ fn poll_ports<M: Machine>(caller: &mut Caller<'_, M>, poll: &Poll) -> Result<Out
             Ok(Outcome::Return(0))
         }
         result => {
+            caller.domain.events.poll_ended(caller.vcpu.id);
             caller.vcpu.end_poll();
             caller.vcpu.clear_hold(hold::POLLING);
             result.map(|_| Outcome::Return(0))

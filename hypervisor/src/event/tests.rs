@@ -236,7 +236,7 @@ fn a_domain_gets_no_more_ports_than_its_limit_and_its_abi_have() {
     assert_eq!(bind_ipi(&limited, VcpuId(0)), Err(Errno::ENOSPC));
     for (width, count) in [(Width::Bits64, 4095), (Width::Bits32, 1023)] {
         let fake = Fake::with(3, width, ALL_PORTS);
-        (0..count).for_each(|_| drop(fake.ipi(0)));
+        (0..count).for_each(|port| assert_eq!(fake.ipi(0), Port(port + 1)));
         assert_eq!(bind_ipi(&fake, VcpuId(0)), Err(Errno::ENOSPC));
     }
 }
@@ -247,8 +247,7 @@ fn a_virq_is_bound_once_where_it_belongs() {
     assert_eq!(bind_virq(&fake, abi::VIRQ_CONSOLE, VcpuId(1)), Err(Errno::EINVAL), "global ones belong on vCPU 0");
     assert_eq!(bind_virq(&fake, abi::NR_VIRQS, VcpuId(0)), Err(Errno::EINVAL));
     assert_eq!(bind_virq(&fake, abi::VIRQ_TIMER, VcpuId(VCPUS)), Err(Errno::ENOENT));
-    let timers: Vec<Port> =
-        (0..VCPUS).map(|vcpu| bind_virq(&fake, abi::VIRQ_TIMER, VcpuId(vcpu)).unwrap()).collect();
+    let timers: Vec<Port> = (0..VCPUS).map(|vcpu| bind_virq(&fake, abi::VIRQ_TIMER, VcpuId(vcpu)).unwrap()).collect();
     assert_eq!(bind_virq(&fake, abi::VIRQ_TIMER, VcpuId(1)), Err(Errno::EEXIST));
 
     assert!(send_virq(&fake, VcpuId(2), abi::VIRQ_TIMER));

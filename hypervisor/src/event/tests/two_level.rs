@@ -14,7 +14,11 @@ fn bit(guest: &Fake, bitmap: usize, port: Port) -> (&AtomicU8, u8) {
 
 pub fn set_masked(guest: &Fake, port: Port, masked: bool) {
     let (byte, bit) = bit(guest, mask_at(guest), port);
-    if masked { byte.fetch_or(bit, Ordering::SeqCst) } else { byte.fetch_and(!bit, Ordering::SeqCst) };
+    if masked {
+        byte.fetch_or(bit, Ordering::SeqCst)
+    } else {
+        byte.fetch_and(!bit, Ordering::SeqCst)
+    };
 }
 
 pub fn clear_pending(guest: &Fake, port: Port) {
