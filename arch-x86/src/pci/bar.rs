@@ -115,10 +115,10 @@ pub fn probe_rom(access: &impl ConfigAccess, sbdf: Sbdf, register: u16) -> Optio
     })
 }
 
-/// Where the ROM is, if its own enable bit is on.
+/// Where the ROM is once its register has this value, if its own enable bit is on. Bits below its size cannot be set.
 pub fn rom_place(rom: &Bar, value: u32) -> Option<Place> {
-    let start = u64::from(value & !ROM_FLAGS);
-    (value & ROM_ENABLE != 0 && start != 0 && rom.size != 0).then_some(Place { start: HostPhys(start), size: rom.size })
+    let start = u64::from(value & !ROM_FLAGS) & rom.size.wrapping_neg();
+    (value & ROM_ENABLE != 0 && start != 0).then_some(Place { start: HostPhys(start), size: rom.size })
 }
 
 fn size_mask(access: &impl ConfigAccess, sbdf: Sbdf, register: u16) -> u32 {

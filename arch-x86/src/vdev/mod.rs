@@ -20,3 +20,4 @@ pub mod cmos;
 pub mod ports;
 pub mod vioapic;
 pub mod vlapic;
+pub mod vpci;

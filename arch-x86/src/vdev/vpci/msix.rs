@@ -143,7 +143,8 @@ impl Slot {
     pub(super) fn msix_control_write(&mut self, access: &impl ConfigAccess, write: Write, out: &mut Effects) {
         let sbdf = self.function.sbdf;
         let Some(capability) = self.function.msix else { return };
-        let on = |access: &_| ConfigAccess::read(access, sbdf, capability.control(), Width::Word) as u16 & MSIX_ENABLE != 0;
+        let on =
+            |access: &_| ConfigAccess::read(access, sbdf, capability.control(), Width::Word) as u16 & MSIX_ENABLE != 0;
         let before = on(access);
         self.pass(access, write);
         let after = on(access);
@@ -158,13 +159,7 @@ impl Slot {
 
     /// Dom0 writes into its table; false if the address is elsewhere. Bytes and words are dropped: what they do is not
     /// defined.
-    pub(super) fn msix_table_write(
-        &mut self,
-        address: GuestPhys,
-        width: Width,
-        value: u64,
-        out: &mut Effects,
-    ) -> bool {
+    pub(super) fn msix_table_write(&mut self, address: GuestPhys, width: Width, value: u64, out: &mut Effects) -> bool {
         let sbdf = self.function.sbdf;
         let Some(state) = &mut self.msix else { return false };
         let Some((index, offset)) = state.index(address) else { return false };

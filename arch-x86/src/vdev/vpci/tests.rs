@@ -256,7 +256,7 @@ fn a_bar_that_moves_is_mapped_where_it_went() {
     assert_eq!(dom0.set_word(COMMAND, 0), [unmap(0xfe000, 4)]);
     dom0.set_long(BAR0, 0x4000_0000);
     dom0.set_long(BAR1, 0x7);
-    assert_eq!(dom0.set_word(COMMAND, 2), [map(0x7_4000_0, 4)]);
+    assert_eq!(dom0.set_word(COMMAND, 2), [map(0x74_0000, 4)]);
 }
 
 #[test]
@@ -475,11 +475,9 @@ fn the_vectors_in_use_are_what_the_guest_asks_and_the_device_has() {
         [Effect::MsiBind { sbdf: NIC, message: Message::default(), log2_vectors: 2 }]
     );
     assert_eq!(dom0.word(0x52) >> 4 & 7, 2);
-    assert_eq!(
-        dom0.set_word(0x52, 0x71),
-        [],
-        "seven is reserved, and means no more than the device has"
-    );
+    let msi = dom0.vpci.function(NIC).unwrap().msi.unwrap();
+    program_msi(&dom0.bus, NIC, &msi, CORTEN, 2);
+    assert_eq!(dom0.set_word(0x52, 0x71), [], "seven is reserved, and means no more than the device has");
     let Some(Effect::MsiBind { log2_vectors, .. }) = dom0.set_word(0x52, 0x11).first().copied() else {
         panic!("fewer vectors are bound anew")
     };
@@ -557,7 +555,8 @@ fn the_frames_of_the_table_are_not_mapped() {
 
 #[test]
 fn a_table_and_pending_bits_in_one_frame_leave_one_hole() {
-    let function = FakeFunction::new(1, 2).command(2).bar(0, 0xfeb0_0000, 0x4000).msix(0x70, 4, (0, 0x1000), (0, 0x1800));
+    let function =
+        FakeFunction::new(1, 2).command(2).bar(0, 0xfeb0_0000, 0x4000).msix(0x70, 4, (0, 0x1000), (0, 0x1800));
     assert_eq!(Dom0::with(function).effects.as_slice(), [map(0xfeb00, 1), map(0xfeb02, 2)]);
 }
 
@@ -676,6 +675,8 @@ mod properties {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         /// What is mapped is exactly what the device decodes, after any writes at all.
         #[test]
         fn what_is_mapped_is_what_is_decoded(writes in prop::collection::vec((0u16..0x80, width(), any::<u32>()), 1..200)) {
