@@ -211,5 +211,5 @@ early_low:          .skip 4096
 early_high:         .skip 4096
 early_image:        .skip 4096
 early_directories:  .skip 4 * 4096
-early_stack:        .skip 4 * 4096
+early_stack:        .skip 8 * 4096
 early_stack_top:

@@ -8,7 +8,7 @@ use mm::HostPhys;
 use crate::memory::Region;
 
 /// Regions that the memory map holds at most. UEFI's maps run to a few hundred descriptors, most of which merge.
-pub const MAX_REGIONS: usize = 256;
+pub const MAX_REGIONS: usize = 128;
 /// Modules that are taken notice of: Dom0's kernel, its initrd, and room for microcode and policies.
 pub const MAX_MODULES: usize = 16;
 

@@ -4,7 +4,7 @@ use core::fmt;
 use core::ops::Range;
 
 use arrayvec::ArrayVec;
-use mm::{HostPhys, Mfn, PAGE_SIZE};
+use mm::{HostPhys, MemoryType, Mfn, PAGE_SIZE};
 
 use crate::info::MAX_REGIONS;
 
@@ -259,6 +259,56 @@ impl FreeMemory {
     }
 }
 
+/// What the direct map shows, as runs of whole pages in ascending order with the memory type of each: RAM, the firmware's tables
+/// and its low memory, as well as what is reserved below 4 GiB, which may hold tables on old machines and devices on others. The
+/// image is left out: nobody has business with it here.
+pub fn direct_map(map: &[Region], image: Range<u64>) -> impl Iterator<Item = (Range<u64>, MemoryType)> + '_ {
+    const PAGE: u64 = PAGE_SIZE as u64;
+    const LOW: u64 = 1 << 20;
+    // Low memory is of one kind but for the screen's. Old BIOSes leave tables in it that no map mentions.
+    let low = [(0..0xa_0000, MemoryType::WriteBack), (0xc_0000..LOW, MemoryType::WriteBack)];
+    let mut done = LOW;
+    let mut regions = map.iter().peekable();
+    let runs = core::iter::from_fn(move || {
+        loop {
+            let region = regions.next()?;
+            let Some(memory) = shown_as(region) else { continue };
+            // A page that two regions share goes to the first.
+            let start = (region.start & !(PAGE - 1)).max(done);
+            let mut end = region.end;
+            while let Some(next) = regions.next_if(|next| next.start == end && shown_as(next) == Some(memory)) {
+                end = next.end;
+            }
+            end = end.next_multiple_of(PAGE);
+            if start < end {
+                done = end;
+                return Some((start..end, memory));
+            }
+        }
+    });
+    low.into_iter().chain(runs).flat_map(move |(run, memory)| {
+        let before = run.start..run.end.min(image.start.max(run.start));
+        let after = run.start.max(image.end.min(run.end))..run.end;
+        // The image lies within one run or in none.
+        let pieces = if image.start < run.end && run.start < image.end { [before, after] } else { [run, 0..0] };
+        pieces.into_iter().filter(|piece| !piece.is_empty()).map(move |piece| (piece, memory))
+    })
+}
+
+/// The memory type that the direct map shows a region with, if it does.
+fn shown_as(region: &Region) -> Option<MemoryType> {
+    match region.kind {
+        RegionKind::Ram | RegionKind::Acpi | RegionKind::Nvs => Some(MemoryType::WriteBack),
+        RegionKind::Reserved if region.end <= BELOW_4G => Some(MemoryType::Uncacheable),
+        RegionKind::Reserved | RegionKind::Unusable => None,
+    }
+}
+
+/// The end of RAM: one more than the highest address that is any.
+pub fn end_of_ram(map: &[Region]) -> u64 {
+    map.iter().filter(|region| region.kind == RegionKind::Ram).map(|region| region.end).max().unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -383,6 +433,37 @@ mod tests {
         assert_eq!(free.take(0x8_0000, 1), None);
         let free: Vec<_> = free.ranges().map(|r| r.start.0..r.end.0).collect();
         assert_eq!(free, [0x100..0x2000, 0x3000..0x7ee00, 0x7ff52..0x7fffc, 0x7fffe..0x7ffff, 0x100000..0x100001]);
+    }
+
+    #[test]
+    fn the_direct_map_shows_ram_and_tables_but_not_the_image() {
+        use MemoryType::{Uncacheable, WriteBack};
+        let map = [
+            region(0, 0x9fc00, RegionKind::Ram),
+            region(0x9fc00, 0xa0000, RegionKind::Reserved),
+            region(0xf0000, 0x100000, RegionKind::Reserved),
+            region(0x100000, 0x7ffe_0000, RegionKind::Ram),
+            region(0x7ffe_0000, 0x7fff_0800, RegionKind::Acpi),
+            region(0x7fff_0800, 0x8000_0000, RegionKind::Reserved),
+            region(0xb000_0000, 0xc000_0000, RegionKind::Reserved),
+            region(0xd000_0000, 0xd000_1000, RegionKind::Unusable),
+            region(0x1_0000_0000, 0x1_8000_0000, RegionKind::Ram),
+            region(0xfd_0000_0000, 0x100_0000_0000, RegionKind::Reserved),
+        ];
+        let runs: Vec<_> = direct_map(&map, 0x200_0000..0x210_0000).collect();
+        assert_eq!(
+            runs,
+            [
+                (0..0xa0000, WriteBack),
+                (0xc0000..0x100000, WriteBack),
+                (0x100000..0x200_0000, WriteBack),
+                (0x210_0000..0x7fff_1000, WriteBack),
+                (0x7fff_1000..0x8000_0000, Uncacheable),
+                (0xb000_0000..0xc000_0000, Uncacheable),
+                (0x1_0000_0000..0x1_8000_0000, WriteBack),
+            ]
+        );
+        assert_eq!(end_of_ram(&map), 0x1_8000_0000);
     }
 
     #[test]

@@ -1,0 +1,163 @@
+//! The end: says where and why, then stops or restarts the machine. Needs no heap, no lock and no other processor.
+
+use core::arch::asm;
+use core::fmt::Write;
+use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use arch_x86::cpu::exceptions;
+use arch_x86::cpu::idt::TrapFrame;
+use arch_x86::{fault, host, paging, power};
+use spin::Once;
+
+use crate::console::Emergency;
+use crate::symbols;
+
+/// Frames that a backtrace shows at most.
+const MAX_FRAMES: usize = 40;
+/// The image is smaller than this.
+const IMAGE_SIZE: u64 = 2 << 20;
+
+/// Somebody is going down already.
+static DOWN: AtomicBool = AtomicBool::new(false);
+static NO_REBOOT: AtomicBool = AtomicBool::new(false);
+static STOP_OTHERS: Once<fn()> = Once::new();
+
+/// Has exceptions and NMIs reported here.
+pub fn init() {
+    exceptions::set_fatal_handler(on_exception);
+    exceptions::set_nmi_handler(on_nmi);
+}
+
+/// `noreboot`: stop after a crash, so that what was said can be read.
+pub fn set_no_reboot(no_reboot: bool) {
+    NO_REBOOT.store(no_reboot, Ordering::Relaxed);
+}
+
+/// Sets what stops the other processors, so that nothing goes on behind the report.
+pub fn set_stop_others(stop: fn()) {
+    STOP_OTHERS.call_once(|| stop);
+}
+
+/// Reports a panic, for the panic handler.
+pub fn on_panic(info: &PanicInfo<'_>) -> ! {
+    let mut out = begin();
+    let _ = write!(out, "(corten) panic: {}", info.message());
+    if let Some(at) = info.location() {
+        let _ = write!(out, "\n(corten)   at {}:{}", at.file(), at.line());
+    }
+    let _ = out.write_str("\n");
+    let frame: u64;
+    // SAFETY: a look at a register.
+    unsafe { asm!("mov {}, rbp", out(reg) frame, options(nomem, nostack, preserves_flags)) };
+    backtrace(&mut out, None, frame);
+    end(out)
+}
+
+fn on_exception(frame: &TrapFrame) -> ! {
+    let mut out = begin();
+    let (cr2, cr3): (u64, u64);
+    // SAFETY: a look at registers.
+    unsafe { asm!("mov {}, cr2", "mov {}, cr3", out(reg) cr2, out(reg) cr3, options(nomem, nostack, preserves_flags)) };
+    let _ = writeln!(
+        out,
+        "(corten) fatal exception {}: {}, error code {:#x}",
+        frame.vector,
+        exceptions::name(frame.vector),
+        frame.error
+    );
+    if matches!(frame.vector, 8 | 14) && (paging::STACKS..paging::STACKS + (1 << 39)).contains(&cr2) {
+        let _ = writeln!(out, "(corten)   at {cr2:#x}: that is below a stack, which has overflowed");
+    }
+    registers(&mut out, frame, cr2, cr3);
+    backtrace(&mut out, Some(frame.rip), frame.rbp);
+    end(out)
+}
+
+#[rustfmt::skip]
+fn registers(out: &mut Emergency, f: &TrapFrame, cr2: u64, cr3: u64) {
+    let rows = [
+        [("rax", f.rax), ("rbx", f.rbx), ("rcx", f.rcx), ("rdx", f.rdx)],
+        [("rsi", f.rsi), ("rdi", f.rdi), ("rbp", f.rbp), ("rsp", f.rsp)],
+        [(" r8", f.r8),  (" r9", f.r9),  ("r10", f.r10), ("r11", f.r11)],
+        [("r12", f.r12), ("r13", f.r13), ("r14", f.r14), ("r15", f.r15)],
+        [("rip", f.rip), ("flg", f.rflags), ("cr2", cr2), ("cr3", cr3)],
+    ];
+    for row in rows {
+        let _ = out.write_str("(corten)  ");
+        for (name, value) in row {
+            let _ = write!(out, " {name} {value:016x}");
+        }
+        let _ = out.write_str("\n");
+    }
+}
+
+fn on_nmi(frame: &TrapFrame) {
+    let mut out = Emergency::without_locks();
+    let _ = write!(out, "(corten) NMI at ");
+    location(&mut out, frame.rip, 0);
+}
+
+/// Sees to it that only one processor reports.
+fn begin() -> Emergency {
+    if DOWN.swap(true, Ordering::AcqRel) {
+        // Another processor reports, or the report itself went wrong: then this is all that can be said.
+        let mut out = Emergency::without_locks();
+        let _ = writeln!(out, "(corten) another crash during the report of the first");
+        host::halt_forever();
+    }
+    if let Some(stop) = STOP_OTHERS.get() {
+        stop();
+    }
+    Emergency::begin()
+}
+
+/// Walks the frames from `frame` on, each of which holds the address of its caller's and the return address.
+fn backtrace(out: &mut Emergency, at: Option<u64>, mut frame: u64) {
+    let _ = writeln!(out, "(corten)   backtrace:");
+    if let Some(at) = at {
+        location(out, at, 0);
+    }
+    for _ in 0..MAX_FRAMES {
+        if frame == 0 || frame % 8 != 0 || frame < 1 << 47 {
+            return;
+        }
+        let (Some(next), Some(back)) = (fault::read_safe(frame), fault::read_safe(frame.wrapping_add(8))) else { return };
+        if back == 0 {
+            return;
+        }
+        // The call is before the address that it returns to, perhaps as the last instruction of its function.
+        location(out, back, 1);
+        if next <= frame {
+            return;
+        }
+        frame = next;
+    }
+}
+
+fn location(out: &mut Emergency, at: u64, back: u64) {
+    let offset = at.wrapping_sub(paging::IMAGE).wrapping_sub(back);
+    let symbol = if offset < IMAGE_SIZE { symbols::find(offset as u32) } else { None };
+    let _ = match symbol {
+        Some((name, into)) => writeln!(out, "(corten)     {at:016x} {name}+{:#x}", u64::from(into) + back),
+        None => writeln!(out, "(corten)     {at:016x}"),
+    };
+}
+
+fn end(mut out: Emergency) -> ! {
+    if NO_REBOOT.load(Ordering::Relaxed) {
+        let _ = writeln!(out, "(corten) halted (noreboot)");
+        host::halt_forever();
+    }
+    let _ = writeln!(out, "(corten) rebooting in a few seconds (noreboot on the command line prevents it)");
+    wait_some_seconds();
+    power::reset()
+}
+
+/// About three seconds: a read of port 0x80 takes about a microsecond everywhere, since it goes to where ISA was.
+fn wait_some_seconds() {
+    for _ in 0..3_000_000u32 {
+        // SAFETY: reading the port of the diagnostic display does nothing.
+        let _ = unsafe { x86_64::instructions::port::Port::<u8>::new(0x80).read() };
+    }
+}

@@ -1,0 +1,159 @@
+//! From a machine with memory, heap, console and log to one that runs Dom0: the composition root.
+
+use alloc::string::{String, ToString};
+
+use arch_x86::apic::vectors::{self, Source};
+use arch_x86::apic::{io, local};
+use arch_x86::dom0::{self, Wanted};
+use arch_x86::machine::{self, Hooks, X86};
+use arch_x86::paging;
+use arch_x86::startup::{self, Choices, Physical, Platform};
+use arch_x86::{decode, host, rtc, run, time};
+use corten_boot::info::{BootInfo, Module};
+use corten_boot::options::{Options, SerialOptions, VcpuCount};
+use corten_boot::{console, logger};
+use hypervisor::build::dom0_mem::Dom0Mem;
+use hypervisor::build::initrd;
+use hypervisor::build::map::{Region, RegionKind};
+use hypervisor::system::System;
+use xen_abi::types::VcpuId;
+
+use crate::bring_up::Start;
+
+/// Where other CPUs start: a page below 1 MiB that Dom0 must leave alone.
+const TRAMPOLINE: core::ops::Range<u64> = 0x8000..0x9000;
+/// Ports of a 16550.
+const UART_PORTS: u16 = 8;
+
+/// Runs on the boot processor's own stack, with the final page tables, descriptor tables and exception handlers.
+pub fn start(start: Start) -> ! {
+    match bring_up(&start) {
+        Ok(system) => {
+            if !start.options.console.keep_screen {
+                console::give_up_screen();
+            }
+            run::forever(system)
+        }
+        Err(why) => {
+            log::error!("{why}");
+            log::error!("Corten cannot go on; halted");
+            console::flush();
+            host::halt_forever()
+        }
+    }
+}
+
+fn bring_up(start: &Start) -> Result<&'static System<X86>, String> {
+    let origin = time::rdtsc();
+    let (info, options, memory) = (start.info, &start.options, start.memory);
+    let platform = Platform::read(&Physical(*memory.window()), info.rsdp)?;
+    let choices = Choices { vpid: options.vpid.unwrap_or(true) };
+    let ready = startup::boot_cpu(memory, &platform, start.tables, choices, origin)?;
+    logger::set_clock(|| machine::clock().now().0);
+    decode::prepare();
+
+    let hooks = Hooks {
+        console_write: console::write_guest,
+        console_read: console::read_input,
+        console_ring: console::read_history,
+        console_poll: console::poll,
+        console_flush: console::flush,
+    };
+    let since_boot = machine::clock().now().0 / 1_000_000_000;
+    let wallclock = (rtc::seconds().saturating_sub(since_boot), 0);
+    let system =
+        machine::install(System::new(X86::new(hooks, info.cmdline.to_string(), options.no_reboot, wallclock), memory));
+
+    let serial = console::has_port().then_some(options.console.serial).flatten();
+    let serial = serial.and_then(|index| options.serial.get(index));
+    let console_gsi = serial.and_then(|serial| use_uart_interrupt(serial, &platform));
+
+    let domain = dom0::build(system, &platform, &ready, wanted(info, options, serial, console_gsi)?)?;
+    log::info!(
+        target: "dom0",
+        "starts with {} vCPU{}; {} KiB are left to Corten",
+        domain.vcpus.len(),
+        if domain.vcpus.len() == 1 { "" } else { "s" },
+        memory.free_frames() << 2
+    );
+    debug_assert!(domain.vcpu(VcpuId(0)).is_some());
+    Ok(system)
+}
+
+/// The console's port interrupts instead of being polled. The GSI that is Corten's own then.
+fn use_uart_interrupt(serial: &SerialOptions, platform: &Platform) -> Option<u32> {
+    if serial.irq == 0 {
+        return None;
+    }
+    let overriding = platform.madt.overrides.iter().find(|entry| entry.irq == serial.irq);
+    let gsi = overriding.map_or(u32::from(serial.irq), |entry| entry.gsi);
+    let vector = vectors::allocate(Source::Console)?;
+    let wiring = io::Wiring { level: false, active_low: false };
+    if !io::route(gsi, vector, local::id(), wiring, false) {
+        vectors::free(vector);
+        return None;
+    }
+    console::use_interrupts();
+    Some(gsi)
+}
+
+fn wanted(
+    info: &'static BootInfo,
+    options: &Options<'_>,
+    serial: Option<&SerialOptions>,
+    hidden_gsi: Option<u32>,
+) -> Result<Wanted<'static>, String> {
+    let Some((kernel, rest)) = info.modules.split_first() else {
+        return Err(String::from(
+            "no Dom0 kernel: the boot loader passed no module; add `module2 /boot/vmlinuz …` to the menu entry",
+        ));
+    };
+    let mut memory = Dom0Mem::default();
+    if let Some(text) = options.dom0_mem {
+        memory.parse(text).map_err(|why| alloc::format!("dom0_mem={text}: {why}"))?;
+    }
+    let cmdline = kernel.cmdline.trim_start();
+    let cmdline = cmdline.strip_prefix("placeholder").map_or(cmdline, str::trim_start);
+    Ok(Wanted {
+        kernel: bytes(kernel),
+        initrds: rest.iter().filter(|module| is_initrd(module)).map(|module| (module.range(), bytes(module))).collect(),
+        cmdline,
+        memory,
+        vcpus: vcpus(options.dom0_max_vcpus),
+        map: info.memory_map.iter().map(region).collect(),
+        modules: info.modules.iter().map(Module::range).collect(),
+        trampoline: TRAMPOLINE,
+        hidden_ports: serial.iter().map(|serial| serial.port..=serial.port + (UART_PORTS - 1)).collect(),
+        hidden_gsi,
+    })
+}
+
+/// Debian 12's menu names the early and the real initrd after one `module2`: the loader takes the first for the file and the second for its
+/// command line.
+fn is_initrd(module: &Module) -> bool {
+    let second = module.cmdline.split_whitespace().find(|word| word.starts_with('/'));
+    if let Some(second) = second
+        && initrd::is_microcode(bytes(module))
+    {
+        log::warn!(target: "dom0", "the boot loader loaded only the first of two initrds; {second} is missing: give it a module2 line of its own");
+    }
+    module.len != 0
+}
+
+/// As many vCPUs as CPUs, within what the user says.
+fn vcpus(wanted: Option<VcpuCount>) -> u32 {
+    let cpus = arch_x86::percpu::count() as u32;
+    wanted.map_or(cpus, |count| cpus.clamp(count.least.max(1), count.most.max(count.least).max(1)))
+}
+
+fn region(region: &corten_boot::memory::Region) -> Region {
+    Region::new(region.start..region.end, RegionKind::from_e820(region.kind.to_e820()))
+}
+
+/// What is in a module.
+fn bytes(module: &Module) -> &'static [u8] {
+    let at = paging::DIRECT_MAP + module.start.0;
+    // SAFETY: the loader put the module into RAM, which the direct map shows; nothing is written there before Dom0's memory is handed
+    // over, and what refers to it is gone then (`dom0::build`).
+    unsafe { core::slice::from_raw_parts(at as *const u8, module.len as usize) }
+}
