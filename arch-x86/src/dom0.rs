@@ -217,9 +217,13 @@ fn claim(memory: &'static Memory, wanted: &Wanted<'_>, share: &Share) -> Result<
     for module in &wanted.modules {
         memory.add_ram(Mfn(module.start / PAGE)..Mfn(module.end.div_ceil(PAGE)));
     }
-    memory.add_ram(Mfn(0)..Mfn(wanted.trampoline.start / PAGE));
+    const LOW: u64 = (1 << 20) / PAGE;
     for range in share.ram.iter() {
-        let frames = Mfn(range.start / PAGE)..Mfn(range.end / PAGE);
+        // Frame 0 is nobody's to give: it has no state, and stays Dom0's for good.
+        let frames = Mfn((range.start / PAGE).max(1))..Mfn(range.end / PAGE);
+        if frames.start.0 < LOW {
+            memory.add_ram(frames.start..Mfn(frames.end.0.min(LOW)));
+        }
         memory
             .claim_range(frames, DomainId::DOM0)
             .map_err(|why| format!("Dom0's memory at {:#x}-{:#x} is not free ({why:?})", range.start, range.end))?;

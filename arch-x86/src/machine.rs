@@ -297,10 +297,11 @@ impl Machine for X86 {
         Ok(())
     }
 
-    fn flush(&self, _domain: &Domain<Self>, flush: Flush) {
-        if flush.spend().is_some() {
-            // One CPU runs guests: its next entry invalidates. Others would be kicked here and waited for.
+    fn flush(&self, domain: &Domain<Self>, flush: Flush) {
+        if let Some(generation) = flush.spend() {
+            // One CPU runs guests, and it is here: its next entry invalidates. Others would be kicked here and waited for.
             crate::vmx::flush_all();
+            domain.p2m.reclaim(generation);
         }
     }
 
