@@ -207,9 +207,14 @@ impl<F: PageFormat> P2m<F> {
     /// # Errors
     /// EINVAL if there is no memory, EPERM if it is not the domain's own, EAGAIN if it was taken away meanwhile.
     pub fn reference(&self, gfn: Gfn) -> Result<(FrameRef, Mapping), Errno> {
+        let generation = self.generation();
         let found = self.lookup(gfn).filter(|found| found.kind.is_memory()).ok_or(Errno::EINVAL)?;
         let reference = self.memory.reference(found.mfn, self.owner)?;
-        // The frame might have been unmapped and freed and given to the domain anew between the two steps.
+        // The frame might have been unmapped and freed and given to the domain anew between the two steps; but nothing is freed
+        // before the flush that a new generation stands for.
+        if self.generation() == generation {
+            return Ok((reference, found));
+        }
         match self.lookup(gfn) {
             Some(again) if again == found => Ok((reference, found)),
             _ => Err(Errno::EAGAIN),

@@ -7,7 +7,7 @@ use xen_abi::errno::Errno;
 
 use super::{Flush, P2m, index};
 use crate::addr::{Gfn, Mfn, PageSize};
-use crate::table::{Entry, Mapping, MemoryType, PageFormat, PageKind};
+use crate::table::{Entry, MemoryType, PageFormat, PageKind};
 
 impl<F: PageFormat> P2m<F> {
     /// Maps one gfn where nothing is mapped. So no translation was live, and nothing is to be flushed.
@@ -20,11 +20,15 @@ impl<F: PageFormat> P2m<F> {
             return Err(Errno::EINVAL);
         }
         let _retired = self.edit.lock();
-        if self.lookup(gfn).is_some() {
+        let table = match self.small_table(gfn) {
+            Some(Entry::Table(table)) => table,
+            Some(_) => return Err(Errno::EEXIST),
+            None => self.table_for(gfn.0, 1)?,
+        };
+        let entry = self.entry(table, index(gfn.0, 1)).ok_or(Errno::EINVAL)?;
+        if self.format.decode(entry.load(Ordering::Relaxed), 1) != Entry::Empty {
             return Err(Errno::EEXIST);
         }
-        let table = self.table_for(gfn.0, 1)?;
-        let entry = self.entry(table, index(gfn.0, 1)).ok_or(Errno::EINVAL)?;
         entry.store(self.format.leaf(mfn, PageSize::Size4K, kind, memory), Ordering::Release);
         Ok(())
     }
@@ -35,19 +39,29 @@ impl<F: PageFormat> P2m<F> {
     #[inline]
     pub fn remove(&self, gfn: Gfn, mfn: Mfn, kind: PageKind) -> Flush {
         let retired = self.edit.lock();
-        if let Some(found) = self.lookup(gfn)
-            && found.size == PageSize::Size4K
-            && (found.mfn, found.kind) == (mfn, kind)
-            && let Ok(table) = self.table_for(gfn.0, 1)
+        if gfn.0 < Self::FRAMES
+            && let Some(Entry::Table(table)) = self.small_table(gfn)
             && let Some(entry) = self.entry(table, index(gfn.0, 1))
+            && let Entry::Leaf(found) = self.format.decode(entry.load(Ordering::Relaxed), 1)
+            && (found.mfn, found.kind) == (mfn, kind)
         {
-            debug_assert!(matches!(
-                self.format.decode(entry.load(Ordering::Relaxed), 1),
-                Entry::Leaf(Mapping { mfn: here, .. }) if here == mfn
-            ));
             entry.store(0, Ordering::Release);
         }
         self.finish(retired, true)
+    }
+
+    /// The table of 4 KiB pages that has `gfn`'s entry, or the larger leaf that it is part of; `None` if there is neither.
+    #[inline]
+    fn small_table(&self, gfn: Gfn) -> Option<Entry> {
+        let (mut table, mut level) = (self.root, F::LEVELS);
+        while level > 1 {
+            match self.decoded(table, gfn.0, level) {
+                Entry::Table(next) => (table, level) = (next, level.wrapping_sub(1)),
+                leaf @ Entry::Leaf(_) => return Some(leaf),
+                Entry::Empty => return None,
+            }
+        }
+        Some(Entry::Table(table))
     }
 }
 
