@@ -13,6 +13,8 @@ pub mod plan;
 pub mod pvh;
 #[cfg(test)]
 pub mod sample;
+mod window;
+mod zstd;
 
 use alloc::borrow::Cow;
 use core::fmt;

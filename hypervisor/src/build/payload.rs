@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use super::elf::is_elf;
+use super::zstd;
 
 /// More than any kernel is: what says so is damaged.
 const MAX_SIZE: usize = 1 << 30;
@@ -115,7 +116,7 @@ pub fn decompress(payload: &[u8]) -> Result<Cow<'_, [u8]>, PayloadError> {
         Format::Bzip2 | Format::Lzo => return Err(PayloadError::Unsupported(format)),
         Format::Gzip => gzip,
         Format::Xz => xz,
-        Format::Zstd => zstd,
+        Format::Zstd => zstd::unpack,
         Format::Lz4 => lz4,
         Format::Lzma => lzma,
     };
@@ -211,12 +212,6 @@ fn lzma_reason(error: lzma_rust2::Error) -> &'static str {
         | Error::Unsupported(why)
         | Error::WriteZero(why) => why,
     }
-}
-
-fn zstd(packed: &[u8], image: &mut [u8]) -> Result<usize, &'static str> {
-    let mut decoder = ruzstd::decoding::FrameDecoder::new();
-    decoder.set_max_window_size(1 << 31);
-    decoder.decode_all(packed, image).map_err(|_| "a frame does not decode")
 }
 
 /// A legacy frame: after the magic, blocks that each begin with their compressed size and unpack to 8 MiB but for the last.
