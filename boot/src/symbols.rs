@@ -11,7 +11,7 @@ pub const MAGIC: [u8; 8] = *b"CORTNSYM";
 /// The version of the format.
 pub const VERSION: u32 = 1;
 /// Bytes of the area.
-pub const SIZE: usize = 96 << 10;
+pub const SIZE: usize = 128 << 10;
 /// Where the number of symbols is, and where the symbols begin.
 const COUNTS: usize = 16;
 const TABLE: usize = 24;

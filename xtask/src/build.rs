@@ -1,6 +1,6 @@
 //! The image: `target/corten/corten`, the multiboot2 ELF, and `corten.gz`.
 
-use crate::{packages, paths, progress};
+use crate::{packages, paths, progress, symbols};
 use anyhow::{Context, Result};
 use std::path::PathBuf;
 use xshell::{Shell, cmd};
@@ -16,6 +16,7 @@ pub fn build() -> Result<PathBuf> {
         cmd!(sh, "cargo build --quiet --release --package boot --target x86_64-unknown-none").quiet().run()?;
         let built = paths::target().join("x86_64-unknown-none/release/boot");
         std::fs::copy(&built, &debug).with_context(|| format!("no {}", built.display()))?;
+        symbols::embed(&debug)?;
         cmd!(sh, "objcopy --strip-debug {debug} {image}").quiet().run()?;
         cmd!(sh, "gzip --keep --force --best --no-name {image}").quiet().run()?;
         Ok(())

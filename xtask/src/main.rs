@@ -12,6 +12,7 @@ mod packages;
 mod paths;
 mod progress;
 mod run;
+mod symbols;
 mod test;
 
 use clap::Parser;
