@@ -142,7 +142,8 @@ impl Vpci {
         Vpci { extended_ports, ..Vpci::default() }
     }
 
-    /// Adds a function that a scan has found. One with a fault is hidden. `-EEXIST` if it is there; `-ENOMEM`. MSI and
+    /// Adds a function that a scan has found, and maps what it decodes; `out` is to be emptied between two of them.
+    /// One with a fault is hidden. `-EEXIST` if it is there; `-ENOMEM`. MSI and
     /// MSI-X go off: nobody has bound them yet.
     pub fn insert(&mut self, host: &impl PciHost, function: Function, out: &mut Effects) -> Result<(), Errno> {
         let Err(at) = self.find(function.sbdf) else { return Err(Errno::EEXIST) };
