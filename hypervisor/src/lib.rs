@@ -25,6 +25,8 @@ pub mod build;
 pub mod call;
 pub mod domain;
 pub mod event;
+#[cfg(test)]
+mod fake;
 pub mod grant;
 pub mod hypercall;
 pub mod machine;

@@ -20,6 +20,9 @@ use crate::grant::{Kind, Party, Refused, status};
 use crate::hypercall::{Arguments, Caller, Outcome};
 use crate::machine::{Machine, Width};
 
+#[cfg(test)]
+mod tests;
+
 /// Elements after which a batch lets others run.
 const TURN: u32 = 128;
 /// Mappings that end with one flush.
