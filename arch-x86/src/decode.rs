@@ -1,9 +1,10 @@
-//! Instructions that the processor leaves to Corten: accesses to emulated memory, and, on SVM without next-RIP saving, the length of what was
-//! intercepted.
+//! Instructions that the processor leaves to Corten: accesses to emulated memory, and, on SVM without next-RIP saving,
+//! the length of what was intercepted.
 //!
-//! An access to emulated memory goes in steps, because the device behind it may answer late. [`plan`] decodes the instruction and says which
-//! access it needs; the run loop makes that access, now or later; [`Plan::finish`] takes the value that was read, updates the vCPU's
-//! registers and flags, and says what is left to do. A [`Plan`] is a plain value that the vCPU keeps meanwhile.
+//! An access to emulated memory goes in steps, because the device behind it may answer late. [`plan`] decodes the
+//! instruction and says which access it needs; the run loop makes that access, now or later; [`Plan::finish`] takes the
+//! value that was read, updates the vCPU's registers and flags, and says what is left to do. A [`Plan`] is a plain
+//! value that the vCPU keeps meanwhile.
 #![cfg_attr(not(test), forbid(unsafe_code))]
 #![cfg_attr(
     not(test),

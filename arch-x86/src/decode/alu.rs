@@ -94,7 +94,8 @@ fn logic(result: u64, rflags: u64, size: Size) -> (u64, u64) {
     with_result(result, rflags, 0, size)
 }
 
-/// BT and its kind: the bit goes to CF, the other flags stay. The offset counts within the operand: what lies beyond has moved the address.
+/// BT and its kind: the bit goes to CF, the other flags stay. The offset counts within the operand: what lies beyond
+/// has moved the address.
 pub(super) fn bit(operation: BitOperation, value: u64, offset: u64, rflags: u64, size: Size) -> (u64, u64) {
     let bit = 1u64 << (offset & u64::from(size.bits()).wrapping_sub(1));
     let result = match operation {

@@ -1,7 +1,8 @@
 //! Instructions that were intercepted: how long they are, and that they are what was intercepted.
 //!
-//! Without next-RIP saving an SVM exit says only what kind of instruction it was. Its bytes are fetched again, and another vCPU may have
-//! changed them: so what is decoded is compared with what was intercepted, and if it differs, the guest is entered again.
+//! Without next-RIP saving an SVM exit says only what kind of instruction it was. Its bytes are fetched again, and
+//! another vCPU may have changed them: so what is decoded is compared with what was intercepted, and if it differs, the
+//! guest is entered again.
 
 use iced_x86::{Code, Mnemonic, Register};
 

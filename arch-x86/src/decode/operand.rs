@@ -76,8 +76,8 @@ pub trait Registers {
     fn set_gpr(&mut self, number: u8, value: u64);
     fn rflags(&self) -> u64;
     fn set_rflags(&mut self, value: u64);
-    /// The base of a segment as it is added to addresses (zero for ES, CS, SS and DS in 64-bit mode), by its number in encodings: ES, CS, SS,
-    /// DS, FS, GS. Asked only by MOVS.
+    /// The base of a segment as it is added to addresses (zero for ES, CS, SS and DS in 64-bit mode), by its number in
+    /// encodings: ES, CS, SS, DS, FS, GS. Asked only by MOVS.
     fn segment_base(&self, number: u8) -> u64;
 }
 

@@ -107,8 +107,8 @@ struct StringStep {
     repeated: bool,
 }
 
-/// Decodes an instruction that touched emulated memory. `bytes` are those at the instruction pointer, [`LONGEST`](super::LONGEST) or as many as can be
-/// fetched.
+/// Decodes an instruction that touched emulated memory. `bytes` are those at the instruction pointer,
+/// [`LONGEST`](super::LONGEST) or as many as can be fetched.
 pub fn plan(bytes: &[u8], mode: Mode, registers: &impl Registers) -> Result<Plan, Undecodable> {
     let instruction = decode(bytes, mode)?;
     // The size alone does not tell: an instruction that could have a memory operand may have registers only.
@@ -262,14 +262,14 @@ const _: () = assert!(OpKind::Immediate32to64 as u8 + 1 == OpKind::MemorySegSI a
 const _: () = assert!(OpKind::Memory as u8 == OpKind::MemorySegSI as u8 + 9);
 
 impl Plan {
-    /// Whether the instruction writes to the memory it touches. An exit for a write by an instruction that only reads, or the other way
-    /// round, means that the guest has changed its code meanwhile: enter it again.
+    /// Whether the instruction writes to the memory it touches. An exit for a write by an instruction that only reads,
+    /// or the other way round, means that the guest has changed its code meanwhile: enter it again.
     pub const fn writes(&self) -> bool {
         matches!(self.access, Access::Write { .. } | Access::ReadModifyWrite(_) | Access::Copy { .. })
     }
 
-    /// The access is made; `value` is what was read, if it was one that reads. Updates the registers and flags, but not the instruction
-    /// pointer.
+    /// The access is made; `value` is what was read, if it was one that reads. Updates the registers and flags, but not
+    /// the instruction pointer.
     pub fn finish(&self, value: u64, registers: &mut impl Registers) -> Next {
         let size = self.size;
         let value = value & size.mask();

@@ -89,7 +89,8 @@ impl State {
     }
 }
 
-/// Declares a function that executes the given bytes on this CPU: RDI points to the memory, RBX, RSP and RBP keep out of it.
+/// Declares a function that executes the given bytes on this CPU: RDI points to the memory, RBX, RSP and RBP keep out
+/// of it.
 macro_rules! native {
     ($name:ident: $($byte:literal)+) => {
         fn $name(state: &mut State) {
@@ -99,8 +100,8 @@ macro_rules! native {
             let mut rsi = state.gprs[6];
             let mut flags = state.rflags;
             let memory = &raw mut state.memory;
-            // SAFETY: the tests' instructions touch the eight bytes at RDI, the registers named here and the flags, no others. The two
-            // pushes are balanced, and the direction flag is cleared.
+            // SAFETY: the tests' instructions touch the eight bytes at RDI, the registers named here and the flags, no
+            // others. The two pushes are balanced, and the direction flag is cleared.
             unsafe {
                 asm!(
                     "xchg rbx, r10", "push r11", "popfq",

@@ -1,8 +1,8 @@
 //! CMOS and real-time clock, shared between Corten and Dom0.
 //!
-//! The chip is reached through an index and a data port, so two users of it must not interleave. Dom0's index is kept here; each
-//! access to the data port becomes one whole physical access, index and data, that the run loop makes under its lock. Bit 7 of the index
-//! port masks the machine's NMIs: Dom0's setting is kept and never reaches the machine.
+//! The chip is reached through an index and a data port, so two users of it must not interleave. Dom0's index is kept
+//! here; each access to the data port becomes one whole physical access, index and data, that the run loop makes under
+//! its lock. Bit 7 of the index port masks the machine's NMIs: Dom0's setting is kept and never reaches the machine.
 
 /// Index and data of the standard bank, and of the extended one that chipsets add.
 pub const PORTS: core::ops::RangeInclusive<u16> = 0x70..=0x73;

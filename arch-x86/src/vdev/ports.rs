@@ -1,7 +1,7 @@
 //! I/O ports: which of them a domain reaches directly, and what answers at the others.
 //!
-//! Dom0 has the host's ports, except those in [`DENIED`] and the devices here. Any other domain has none but the devices. A port that is
-//! denied reads as all ones, as an empty bus does, and drops what is written.
+//! Dom0 has the host's ports, except those in [`DENIED`] and the devices here. Any other domain has none but the
+//! devices. A port that is denied reads as all ones, as an empty bus does, and drops what is written.
 
 use core::ops::RangeInclusive;
 
@@ -126,7 +126,8 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// For Dom0, on a machine with this PM timer and with these ports, such as its console's, kept by Corten. None: too many of them.
+    /// For Dom0, on a machine with this PM timer and with these ports, such as its console's, kept by Corten. None: too
+    /// many of them.
     pub fn dom0(pm_timer: Option<PmTimer>, hidden: &[RangeInclusive<u16>]) -> Option<Ports> {
         let mut ports = Ports { host: true, pm_timer, ..Ports::guest() };
         for range in hidden {
@@ -170,7 +171,8 @@ impl Ports {
         let device = self.device(port);
         let last = port.checked_add(u16::from(size).saturating_sub(1));
         match device {
-            // A 32-bit access at 0xcf8 covers the reset control's port and is no access to it; a wider one at 0xcf9 likewise.
+            // A 32-bit access at 0xcf8 covers the reset control's port and is no access to it; a wider one at 0xcf9
+            // likewise.
             Device::ResetControl | Device::Pci if size > 1 => match last {
                 Some(last) if PCI_CONFIG.contains(&last) => Device::Pci,
                 _ => Device::Nothing,
@@ -213,9 +215,9 @@ impl Ports {
         })
     }
 
-    /// Port 0x61. No timer channel 2 is behind it: its output is always high, as if it had run out, so that a loop that waits for it ends.
-    /// The refresh bit toggles as it does in hardware, every 15 µs. The upper bits, which report parity and channel errors as the reason
-    /// of an NMI, are clear.
+    /// Port 0x61. No timer channel 2 is behind it: its output is always high, as if it had run out, so that a loop that
+    /// waits for it ends. The refresh bit toggles as it does in hardware, every 15 µs. The upper bits, which report
+    /// parity and channel errors as the reason of an NMI, are clear.
     const fn read_speaker(&self, now: Nanos) -> u8 {
         const REFRESH_NS: u64 = 15_085;
         const CHANNEL_2_OUTPUT: u8 = 1 << 5;
@@ -406,7 +408,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_read_never_exceeds_its_size(port in any::<u16>(), size in prop::sample::select(vec![1u8, 2, 4]), now in any::<u64>()) {
+        fn a_read_never_exceeds_its_size(
+            port in any::<u16>(),
+            size in prop::sample::select(vec![1u8, 2, 4]),
+            now in any::<u64>(),
+        ) {
             if let Read::Value(value) = dom0().read(port, size, Nanos(now)) {
                 prop_assert!(u64::from(value) < 1 << (8 * size));
             }

@@ -1,9 +1,9 @@
 //! Virtual I/O APICs (82093AA and its successors), one for each of the host's in Dom0.
 //!
-//! Unmasking a pin asks for the physical interrupt to be bound to it ([`Effect::Unmasked`]). When that interrupt comes, the physical layer
-//! masks it if it is level-triggered and says [`assert`](IoApics::assert); it unmasks it when both the guest has ended the interrupt
-//! ([`Effect::Eoi`]) and the virtual pin is unmasked. If the device still holds the line, the physical interrupt simply comes again: so a line
-//! counts as released at its EOI.
+//! Unmasking a pin asks for the physical interrupt to be bound to it ([`Effect::Unmasked`]). When that interrupt comes,
+//! the physical layer masks it if it is level-triggered and says [`assert`](IoApics::assert); it unmasks it when both
+//! the guest has ended the interrupt ([`Effect::Eoi`]) and the virtual pin is unmasked. If the device still holds the
+//! line, the physical interrupt simply comes again: so a line counts as released at its EOI.
 //!
 //! A domain's I/O APICs are shared by its vCPUs; whoever holds them locks them.
 extern crate alloc;
@@ -44,8 +44,8 @@ const REGISTER_TABLE: u8 = 0x10;
 pub enum Effect {
     /// Send this within the domain.
     Deliver(Message),
-    /// Bind the physical interrupt, with this trigger and polarity, and let it come. Said again if one of the two changes:
-    /// what has become edge-triggered awaits no EOI any more.
+    /// Bind the physical interrupt, with this trigger and polarity, and let it come. Said again if one of the two
+    /// changes: what has become edge-triggered awaits no EOI any more.
     Unmasked { gsi: Gsi, level: bool, active_low: bool },
     /// Keep the physical interrupt from coming.
     Masked(Gsi),
@@ -266,7 +266,8 @@ impl IoApic {
         Some(record)
     }
 
-    /// Puts a saved state back. What interrupts had come and were not delivered is not in the record: whoever drives the lines asserts them again.
+    /// Puts a saved state back. What interrupts had come and were not delivered is not in the record: whoever drives
+    /// the lines asserts them again.
     pub fn restore(&mut self, record: &hvm_save::Vioapic) {
         self.base = record.base_address;
         self.select = record.ioregsel as u8;
@@ -300,7 +301,8 @@ impl IoApics {
         self.units.iter_mut().find(|unit| address.checked_sub(unit.base).is_some_and(|offset| offset < WINDOW))
     }
 
-    /// The interrupt has come. The message to deliver, if the guest lets it through now; otherwise it is kept until it does.
+    /// The interrupt has come. The message to deliver, if the guest lets it through now; otherwise it is kept until it
+    /// does.
     pub fn assert(&mut self, gsi: Gsi) -> Option<Message> {
         let pin = self.units.iter_mut().find_map(|unit| unit.pin(gsi))?;
         pin.asserted = true;
@@ -310,8 +312,8 @@ impl IoApics {
         }
     }
 
-    /// A local APIC of the domain has broadcast the end of a level-triggered interrupt. The effects come as the iterator
-    /// is walked: walk it to its end.
+    /// A local APIC of the domain has broadcast the end of a level-triggered interrupt. The effects come as the
+    /// iterator is walked: walk it to its end.
     pub fn eoi(&mut self, vector: u8) -> impl Iterator<Item = Effect> {
         self.units.iter_mut().flat_map(move |unit| unit.eoi(Some(vector)))
     }

@@ -1,9 +1,10 @@
-//! A virtual local APIC: xAPIC and x2APIC, as the SDM has it (Vol. 3, chapter 11), less what no domain has: an 8259 behind LINT0, SMIs,
-//! performance counters.
+//! A virtual local APIC: xAPIC and x2APIC, as the SDM has it (Vol. 3, chapter 11), less what no domain has: an 8259
+//! behind LINT0, SMIs, performance counters.
 //!
-//! It is in two parts. The [`LapicInbox`] is what others write, with atomics: requests, NMI, INIT, start-up. The [`Vlapic`] belongs to
-//! the CPU that runs the vCPU: priorities, what is in service, registers, the timer. Neither holds a clock or knows another
-//! vCPU: the time is an argument, and what has to happen elsewhere comes back as an [`Effect`].
+//! It is in two parts. The [`LapicInbox`] is what others write, with atomics: requests, NMI, INIT, start-up. The
+//! [`Vlapic`] belongs to the CPU that runs the vCPU: priorities, what is in service, registers, the timer. Neither
+//! holds a clock or knows another vCPU: the time is an argument, and what has to happen elsewhere comes back as an
+//! [`Effect`].
 
 mod base;
 mod icr;
@@ -35,7 +36,8 @@ pub enum Effect {
     EoiBroadcast(u8),
     /// Ask [`Vlapic::deadline`] again.
     TimerChanged,
-    /// The APIC base MSR has put the APIC into another mode: the page at 0xfee00000 and the x2APIC MSRs change meaning. The deadline may have changed too.
+    /// The APIC base MSR has put the APIC into another mode: the page at 0xfee00000 and the x2APIC MSRs change meaning.
+    /// The deadline may have changed too.
     ModeChanged(Mode),
 }
 
@@ -89,7 +91,8 @@ pub struct Vlapic {
 }
 
 impl Vlapic {
-    /// The APIC after power-up, in xAPIC mode, and the inbox that goes with it. The boot vCPU runs; the others wait for INIT and SIPI.
+    /// The APIC after power-up, in xAPIC mode, and the inbox that goes with it. The boot vCPU runs; the others wait for
+    /// INIT and SIPI.
     pub const fn new(x2apic_id: u32, is_boot_vcpu: bool) -> (Vlapic, LapicInbox) {
         let vlapic = Vlapic {
             base: base::at_power_up(is_boot_vcpu),
@@ -112,7 +115,8 @@ impl Vlapic {
         (vlapic, inbox)
     }
 
-    /// INIT: as after power-up, but the mode stays (SDM Vol. 3, 11.4.7.3 and 11.12.5.1). The timer is off; requests are dropped.
+    /// INIT: as after power-up, but the mode stays (SDM Vol. 3, 11.4.7.3 and 11.12.5.1). The timer is off; requests are
+    /// dropped.
     pub fn reset(&mut self, inbox: &LapicInbox) {
         *self = Vlapic { base: self.base, mode: self.mode, ..Vlapic::new(self.x2apic_id, false).0 };
         inbox.clear();
@@ -140,8 +144,8 @@ impl Vlapic {
 
     // Delivery.
 
-    /// The vector to inject next: the highest requested, if its priority class is above the processor's. A vCPU that cannot take it
-    /// now (interrupts disabled) leaves it requested.
+    /// The vector to inject next: the highest requested, if its priority class is above the processor's. A vCPU that
+    /// cannot take it now (interrupts disabled) leaves it requested.
     #[inline]
     pub fn deliverable(&self, inbox: &LapicInbox) -> Option<u8> {
         if !inbox.any_requested() || !self.enabled {
@@ -150,8 +154,8 @@ impl Vlapic {
         inbox.highest_requested().filter(|vector| vector >> 4 > self.processor_priority >> 4)
     }
 
-    /// The class of the highest request that only the priorities hold back: with a TPR threshold of this value the vCPU exits
-    /// as soon as it lowers its task priority enough.
+    /// The class of the highest request that only the priorities hold back: with a TPR threshold of this value the vCPU
+    /// exits as soon as it lowers its task priority enough.
     pub fn blocked_class(&self, inbox: &LapicInbox) -> Option<u8> {
         if !self.enabled {
             return None;
@@ -224,7 +228,8 @@ impl Vlapic {
         }
     }
 
-    /// The deadline may have passed. True if it has; the timer's interrupt is then requested unless masked, and the deadline is a new one or none.
+    /// The deadline may have passed. True if it has; the timer's interrupt is then requested unless masked, and the
+    /// deadline is a new one or none.
     #[inline]
     pub fn expire_timer(&mut self, now: Nanos, guest_tsc: u64, inbox: &LapicInbox) -> bool {
         let expired = self.timer.expire(now, guest_tsc);

@@ -21,7 +21,8 @@ pub(super) const fn mode_of(base: u64) -> Option<Mode> {
     }
 }
 
-/// Whether the value is one that this MSR can hold. The page does not move: nobody moves it, and all vCPUs of a domain share one p2m.
+/// Whether the value is one that this MSR can hold. The page does not move: nobody moves it, and all vCPUs of a domain
+/// share one p2m.
 pub(super) const fn is_valid(base: u64) -> bool {
     base & !(BOOT_CPU | X2APIC | ENABLED) == ADDRESS && mode_of(base).is_some()
 }
@@ -31,8 +32,8 @@ impl Vlapic {
         self.base
     }
 
-    /// Writes IA32_APIC_BASE. #GP for reserved bits, another address, and the transitions that figure 11-28 does not have. Who
-    /// is the boot CPU is not the guest's to change.
+    /// Writes IA32_APIC_BASE. #GP for reserved bits, another address, and the transitions that figure 11-28 does not
+    /// have. Who is the boot CPU is not the guest's to change.
     pub fn set_apic_base(&mut self, value: u64, inbox: &LapicInbox) -> Result<Effect, GeneralProtection> {
         let mode = match mode_of(value) {
             Some(mode) if is_valid(value) => mode,

@@ -19,7 +19,8 @@ const fn destination_id(icr: u64, numbering: Numbering) -> u32 {
 }
 
 impl Vlapic {
-    /// The vCPU has written its ICR. A fixed interrupt to itself is requested at once, anything else is for the run loop to send.
+    /// The vCPU has written its ICR. A fixed interrupt to itself is requested at once, anything else is for the run
+    /// loop to send.
     #[inline]
     pub(super) fn send(&mut self, icr: u64, numbering: Numbering, inbox: &LapicInbox) -> Effect {
         const SIMPLE: u64 = 3 << SHORTHAND_SHIFT | 7 << 8 | LOGICAL;

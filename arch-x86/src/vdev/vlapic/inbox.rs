@@ -1,7 +1,7 @@
 //! The part of a virtual local APIC that other CPUs write: the interrupts requested of it, an NMI, INIT and start-up.
 //!
-//! Posting takes no lock and never waits. The one word `attention` says whether there is anything at all, so that the run loop
-//! asks with one load before every entry.
+//! Posting takes no lock and never waits. The one word `attention` says whether there is anything at all, so that the
+//! run loop asks with one load before every entry.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -210,8 +210,8 @@ impl LapicInbox {
         None
     }
 
-    /// Marks a word as empty, unless it is not. A request that comes between the two lines is seen by the load; one that
-    /// comes later marks the word itself.
+    /// Marks a word as empty, unless it is not. A request that comes between the two lines is seen by the load; one
+    /// that comes later marks the word itself.
     fn unmark(&self, index: usize) {
         self.attention.fetch_and(!(1 << index), Ordering::AcqRel);
         if self.irr_word(index) != 0 {

@@ -1,6 +1,6 @@
-//! An interrupt on its way to one or more local APICs of one domain, wherever it came from: an ICR, an I/O APIC's pin or an
-//! MSI. Which vCPUs it reaches is a pure function over the identities of the owning domain's APICs, so nothing outside that
-//! domain can be addressed.
+//! An interrupt on its way to one or more local APICs of one domain, wherever it came from: an ICR, an I/O APIC's pin
+//! or an MSI. Which vCPUs it reaches is a pure function over the identities of the owning domain's APICs, so nothing
+//! outside that domain can be addressed.
 
 use core::ops::RangeInclusive;
 
@@ -42,8 +42,8 @@ pub enum Numbering {
     Xapic,
     /// An ICR in x2APIC mode: 32 bits, all ones is everyone.
     X2apic,
-    /// An MSI or a redirection entry: 8 bits, or 15 with XEN_HVM_CPUID_EXT_DEST_ID. 0xff is everyone in xAPIC mode only: a vCPU in
-    /// x2APIC mode may have that very id.
+    /// An MSI or a redirection entry: 8 bits, or 15 with XEN_HVM_CPUID_EXT_DEST_ID. 0xff is everyone in xAPIC mode
+    /// only: a vCPU in x2APIC mode may have that very id.
     Message,
 }
 
@@ -79,8 +79,8 @@ impl Identity {
     const ACCEPTS_FIXED: u64 = 1 << 36;
     const LOGICAL_SHIFT: u32 = 40;
 
-    /// `software_enabled` is the spurious vector register's enable bit; `logical_id` is bits 31:24 of the LDR and `cluster` the model that the
-    /// DFR selects, which both have a meaning in xAPIC mode only.
+    /// `software_enabled` is the spurious vector register's enable bit; `logical_id` is bits 31:24 of the LDR and
+    /// `cluster` the model that the DFR selects, which both have a meaning in xAPIC mode only.
     pub const fn new(x2apic_id: u32, mode: Mode, software_enabled: bool, logical_id: u8, cluster: bool) -> Identity {
         let mode = match mode {
             Mode::Disabled => 0,
@@ -138,8 +138,8 @@ impl Identity {
         self.0 & Identity::CLUSTER != 0
     }
 
-    /// Whether a message with this delivery mode is accepted at all. SDM Vol. 3, 11.4.7.2: an APIC that is off by software still takes INIT, NMI
-    /// and start-up.
+    /// Whether a message with this delivery mode is accepted at all. SDM Vol. 3, 11.4.7.2: an APIC that is off by
+    /// software still takes INIT, NMI and start-up.
     #[inline]
     pub const fn accepts(self, delivery: Delivery) -> bool {
         match delivery {
@@ -210,7 +210,8 @@ impl Destination {
         }
     }
 
-    /// The ids among which every receiver is to be found. A domain that finds its vCPUs by id need not look at the others.
+    /// The ids among which every receiver is to be found. A domain that finds its vCPUs by id need not look at the
+    /// others.
     #[inline]
     pub const fn candidates(self) -> RangeInclusive<u32> {
         if self.is_everyone(false) || (self.logical && self.id <= 0xffff) {
@@ -263,9 +264,9 @@ impl Message {
         })
     }
 
-    /// The APICs, out of a domain's, that the message reaches, by whatever key the domain knows them. `sender` is the key of the
-    /// vCPU whose ICR sent it, None for a device. Lowest priority goes to one of the matching ones: `turn`, which the caller counts up,
-    /// shares the load among them, as the SDM leaves the choice to the platform.
+    /// The APICs, out of a domain's, that the message reaches, by whatever key the domain knows them. `sender` is the
+    /// key of the vCPU whose ICR sent it, None for a device. Lowest priority goes to one of the matching ones: `turn`,
+    /// which the caller counts up, shares the load among them, as the SDM leaves the choice to the platform.
     pub fn receivers<K, I>(self, sender: Option<K>, apics: I, turn: usize) -> impl Iterator<Item = K>
     where
         K: Copy + PartialEq,

@@ -1,5 +1,5 @@
-//! The registers, as the guest reaches them: as a page in xAPIC mode, as MSRs in x2APIC mode. A register has one number in both: bits 9:4 of its
-//! offset in the page, the MSR's distance from 0x800 (SDM Vol. 3, tables 11-1 and 11-6).
+//! The registers, as the guest reaches them: as a page in xAPIC mode, as MSRs in x2APIC mode. A register has one number
+//! in both: bits 9:4 of its offset in the page, the MSR's distance from 0x800 (SDM Vol. 3, tables 11-1 and 11-6).
 
 use sched::Nanos;
 
@@ -42,7 +42,8 @@ pub(super) mod number {
     pub const SELF_IPI: u32 = 0x3f;
 }
 
-/// Bits of the spurious vector register that a guest may set. Focus checking does nothing, but old kernels switch it off.
+/// Bits of the spurious vector register that a guest may set. Focus checking does nothing, but old kernels switch it
+/// off.
 pub(super) const SVR_DEFINED: u32 = 0xff | SVR_ENABLED | 1 << 9;
 const DIVIDE_DEFINED: u32 = 0b1011;
 /// Read-only in an LVT entry: delivery status, remote IRR.
@@ -72,7 +73,8 @@ impl Lvt {
 impl Vlapic {
     // xAPIC: the page.
 
-    /// Reads `size` bytes (1, 2 or 4) at an offset into the APIC's page. Outside xAPIC mode nothing answers there: all ones.
+    /// Reads `size` bytes (1, 2 or 4) at an offset into the APIC's page. Outside xAPIC mode nothing answers there: all
+    /// ones.
     pub fn read_mmio(&mut self, offset: u16, size: u8, now: impl FnOnce() -> Nanos, inbox: &LapicInbox) -> u64 {
         if self.mode != Mode::Xapic {
             return u64::MAX;
@@ -92,8 +94,9 @@ impl Vlapic {
         }
     }
 
-    /// Writes `size` bytes at an offset into the APIC's page. Registers are written whole; of narrower writes (which the SDM leaves
-    /// undefined) only those at a register's start do something, as if the rest were zero: there are kernels that write EOI as a byte.
+    /// Writes `size` bytes at an offset into the APIC's page. Registers are written whole; of narrower writes (which
+    /// the SDM leaves undefined) only those at a register's start do something, as if the rest were zero: there are
+    /// kernels that write EOI as a byte.
     #[inline]
     pub fn write_mmio(
         &mut self,

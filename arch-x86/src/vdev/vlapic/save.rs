@@ -58,8 +58,8 @@ impl Vlapic {
         (record, page)
     }
 
-    /// Puts a saved state into this APIC and its inbox, whatever they were. The APIC's id is the vCPU's own and stays. The vCPU does not run and nobody
-    /// posts to it. Afterwards ask [`deadline`](Self::deadline).
+    /// Puts a saved state into this APIC and its inbox, whatever they were. The APIC's id is the vCPU's own and stays.
+    /// The vCPU does not run and nobody posts to it. Afterwards ask [`deadline`](Self::deadline).
     pub fn restore(
         &mut self,
         record: &Lapic,

@@ -7,8 +7,8 @@ use sched::Nanos;
 /// One cycle of the APIC bus, in nanoseconds. Xen's guests calibrate to the same value.
 pub const BUS_CYCLE_NS: u64 = 10;
 
-/// Shorter periods are delivered no more often than this, so that a guest cannot keep its host busy with nothing but its timer.
-/// The counter itself runs as programmed.
+/// Shorter periods are delivered no more often than this, so that a guest cannot keep its host busy with nothing but
+/// its timer. The counter itself runs as programmed.
 pub const SHORTEST_PERIOD: Nanos = Nanos::from_micros(20);
 
 /// SDM Vol. 3, 11.5.4: LVT timer bits 18:17.
@@ -46,7 +46,8 @@ pub(super) struct Timer {
     /// The divide configuration register's three bits.
     divide_config: u32,
     initial: u32,
-    /// The timer is due `count` counts after `since`. A one-shot that has fired holds 0. With a very short period this spans several.
+    /// The timer is due `count` counts after `since`. A one-shot that has fired holds 0. With a very short period this
+    /// spans several.
     count: u32,
     since: Nanos,
     /// In the guest's TSC; 0 is disarmed.
@@ -105,7 +106,8 @@ impl Timer {
         }
     }
 
-    /// Counts down from `initial` from now on. SDM Vol. 3, 11.5.4.1: in TSC-deadline mode the write is ignored. True if the deadline changed.
+    /// Counts down from `initial` from now on. SDM Vol. 3, 11.5.4.1: in TSC-deadline mode the write is ignored. True if
+    /// the deadline changed.
     pub(super) fn set_initial_count(&mut self, initial: u32, now: Nanos) -> bool {
         if self.mode == TimerMode::TscDeadline {
             return false;
@@ -163,8 +165,8 @@ impl Timer {
         }
     }
 
-    /// Whether the timer is due by now. It is then rearmed or spent, so the answer is given once. Periods that passed unnoticed
-    /// are not made up for.
+    /// Whether the timer is due by now. It is then rearmed or spent, so the answer is given once. Periods that passed
+    /// unnoticed are not made up for.
     pub(super) fn expire(&mut self, now: Nanos, guest_tsc: u64) -> bool {
         let due = match self.deadline() {
             None => false,
