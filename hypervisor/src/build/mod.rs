@@ -7,6 +7,7 @@ pub mod bzimage;
 pub mod dom0_mem;
 pub mod elf;
 pub mod initrd;
+mod lzma;
 pub mod map;
 pub mod payload;
 pub mod plan;

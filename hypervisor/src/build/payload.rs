@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use super::elf::is_elf;
-use super::zstd;
+use super::{lzma, zstd};
 
 /// More than any kernel is: what says so is damaged.
 const MAX_SIZE: usize = 1 << 30;
@@ -115,10 +115,10 @@ pub fn decompress(payload: &[u8]) -> Result<Cow<'_, [u8]>, PayloadError> {
         Format::Elf => return Ok(Cow::Borrowed(payload)),
         Format::Bzip2 | Format::Lzo => return Err(PayloadError::Unsupported(format)),
         Format::Gzip => gzip,
-        Format::Xz => xz,
+        Format::Xz => lzma::xz::unpack,
         Format::Zstd => zstd::unpack,
         Format::Lz4 => lz4,
-        Format::Lzma => lzma,
+        Format::Lzma => lzma::unpack,
     };
     let (packed, size) = payload.split_last_chunk().ok_or_else(unknown)?;
     let says = u32::from_le_bytes(*size);
@@ -174,44 +174,6 @@ fn gzip_body(packed: &[u8]) -> Option<&[u8]> {
         rest = rest.get(2..)?;
     }
     Some(rest)
-}
-
-fn xz(packed: &[u8], image: &mut [u8]) -> Result<usize, &'static str> {
-    fill(lzma_rust2::XzReader::new(packed, false), image)
-}
-
-fn lzma(packed: &[u8], image: &mut [u8]) -> Result<usize, &'static str> {
-    let reader = lzma_rust2::LzmaReader::new_mem_limit(packed, u32::MAX, None).map_err(lzma_reason)?;
-    fill(reader, image)
-}
-
-/// Reads until `image` is full or the data ends.
-fn fill(mut reader: impl lzma_rust2::Read, image: &mut [u8]) -> Result<usize, &'static str> {
-    let mut filled = 0usize;
-    while let Some(rest) = image.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match reader.read(rest).map_err(lzma_reason)? {
-            0 => break,
-            n => filled = filled.saturating_add(n),
-        }
-    }
-    match reader.read(&mut [0]).map_err(lzma_reason)? {
-        0 => Ok(filled),
-        _ => Err("it unpacks to more than it says"),
-    }
-}
-
-fn lzma_reason(error: lzma_rust2::Error) -> &'static str {
-    use lzma_rust2::Error;
-    match error {
-        Error::Eof => "it ends too early",
-        Error::Interrupted => "interrupted",
-        Error::InvalidData(why)
-        | Error::InvalidInput(why)
-        | Error::OutOfMemory(why)
-        | Error::Other(why)
-        | Error::Unsupported(why)
-        | Error::WriteZero(why) => why,
-    }
 }
 
 /// A legacy frame: after the magic, blocks that each begin with their compressed size and unpack to 8 MiB but for the last.

@@ -26,6 +26,24 @@ impl<'a> Window<'a> {
         self.bytes.get_mut(start..self.filled).unwrap_or_default()
     }
 
+    /// Lets `decode` put exactly `size` bytes: it is given what was put since `start`, room for them behind that, and how much is there already,
+    /// and returns how much is there then.
+    pub fn decode(
+        &mut self,
+        start: usize,
+        size: usize,
+        decode: impl FnOnce(&mut [u8], usize) -> Result<usize, &'static str>,
+    ) -> Result<(), &'static str> {
+        let end = self.filled.saturating_add(size);
+        let area = self.bytes.get_mut(start..end).ok_or(TOO_MUCH)?;
+        let there = decode(area, self.filled.wrapping_sub(start))?;
+        if there != area.len() {
+            return Err("it unpacks to less than it says");
+        }
+        self.filled = end;
+        Ok(())
+    }
+
     /// Puts `bytes`.
     pub fn put(&mut self, bytes: &[u8]) -> Result<(), &'static str> {
         self.bytes
@@ -75,19 +93,7 @@ impl<'a> Window<'a> {
     /// or go beyond the end.
     #[inline(always)]
     pub fn repeat(&mut self, distance: usize, count: usize) -> bool {
-        let to = self.filled;
-        // Wraps, and is then beyond the end, if the distance is too far.
-        let from = to.wrapping_sub(distance);
-        if distance >= PIECE
-            && count <= PIECE
-            && let Some(source) = piece::<PIECE>(self.bytes, from).copied()
-            && let Some(target) = piece_mut::<PIECE>(self.bytes, to)
-        {
-            *target = source;
-            self.filled = to.wrapping_add(count);
-            return true;
-        }
-        match repeat_any(self.bytes, to, distance, count) {
+        match repeat(self.bytes, self.filled, distance, count) {
             Some(end) => {
                 self.filled = end;
                 true
@@ -95,6 +101,23 @@ impl<'a> Window<'a> {
             None => false,
         }
     }
+}
+
+/// Writes to `to` the `count` bytes again that begin `distance` before, and returns where they end. `None` if they begin before the beginning
+/// or go beyond the end.
+#[inline(always)]
+pub fn repeat(bytes: &mut [u8], to: usize, distance: usize, count: usize) -> Option<usize> {
+    // Wraps, and is then beyond the end, if the distance is too far.
+    let from = to.wrapping_sub(distance);
+    if distance >= PIECE
+        && count <= PIECE
+        && let Some(source) = piece::<PIECE>(bytes, from).copied()
+        && let Some(target) = piece_mut::<PIECE>(bytes, to)
+    {
+        *target = source;
+        return Some(to.wrapping_add(count));
+    }
+    repeat_any(bytes, to, distance, count)
 }
 
 /// Short copies are of so many bytes, whatever their length.
@@ -114,7 +137,7 @@ fn piece_mut<const N: usize>(bytes: &mut [u8], at: usize) -> Option<&mut [u8; N]
     bytes.get_mut(at..)?.first_chunk_mut()
 }
 
-/// [`Window::repeat`] for all lengths and distances; returns where the match ends.
+/// [`repeat`] for all lengths and distances.
 #[inline(never)]
 fn repeat_any(bytes: &mut [u8], to: usize, distance: usize, count: usize) -> Option<usize> {
     let end = to.checked_add(count)?;
