@@ -8,6 +8,7 @@ use arch_x86::cpu::gdt::CpuTables;
 use arch_x86::cpu::idt;
 use arch_x86::cpu::stack::Stacks;
 use arch_x86::paging::{self, Access, MapError, PageTables};
+use arch_x86::time;
 use arrayvec::ArrayVec;
 use corten_boot::info::{BootInfo, MAX_REGIONS};
 use corten_boot::memory::{self, FreeMemory, Problem};
@@ -29,12 +30,15 @@ pub struct Start {
     pub tables: &'static CpuTables,
     pub stacks: Stacks,
     pub protections: Protections,
+    /// The time-stamp counter when the boot loader handed over.
+    pub entered_at: u64,
 }
 
 #[global_allocator]
 static HEAP: Heap = Heap::new();
 
 static INFO: Once<BootInfo> = Once::new();
+static ENTERED_AT: Once<u64> = Once::new();
 static MEMORY: Once<Memory> = Once::new();
 /// Free RAM before there is a frame allocator.
 static FREE: Lock<Option<FreeMemory>> = Lock::new(Rank::Frames, None);
@@ -58,6 +62,7 @@ unsafe extern "C" {
 /// Entered on the small early stack with the first 4 GiB mapped one to one and the image at its place.
 #[unsafe(no_mangle)]
 extern "C" fn corten_main(protocol: u32, loader_info: u32, image: u32) -> ! {
+    ENTERED_AT.call_once(time::rdtsc);
     panic::init();
     load_early_tables();
     logger::init();
@@ -232,7 +237,9 @@ fn on_own_stack(stacks: Stacks) -> ! {
         memory.free_frames() >> 8,
         FREE.lock().as_ref().map_or(0, |free| free.taken().iter().map(|taken| taken.end - taken.start).sum::<u64>()) >> 10
     );
-    crate::start::start(Start { info, options, memory, tables, stacks, protections: Protections::detect() })
+    let entered_at = ENTERED_AT.get().copied().unwrap_or_default();
+    log::debug!("up after {} thousand cycles", time::rdtsc().wrapping_sub(entered_at) / 1000);
+    crate::start::start(Start { info, options, memory, tables, stacks, protections: Protections::detect(), entered_at })
 }
 
 /// Hands what RAM is left to the frame allocator, and the allocator to the heap.

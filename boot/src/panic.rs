@@ -14,7 +14,7 @@ use crate::console::Emergency;
 use crate::symbols;
 
 /// Frames that a backtrace shows at most.
-const MAX_FRAMES: usize = 40;
+const MAX_FRAMES: usize = 64;
 /// The image is smaller than this.
 const IMAGE_SIZE: u64 = 2 << 20;
 
@@ -50,7 +50,8 @@ pub fn on_panic(info: &PanicInfo<'_>) -> ! {
     let frame: u64;
     // SAFETY: a look at a register.
     unsafe { asm!("mov {}, rbp", out(reg) frame, options(nomem, nostack, preserves_flags)) };
-    backtrace(&mut out, None, frame);
+    let _ = writeln!(out, "(corten)   backtrace:");
+    backtrace(&mut out, frame);
     end(out)
 }
 
@@ -70,7 +71,15 @@ fn on_exception(frame: &TrapFrame) -> ! {
         let _ = writeln!(out, "(corten)   at {cr2:#x}: that is below a stack, which has overflowed");
     }
     registers(&mut out, frame, cr2, cr3);
-    backtrace(&mut out, Some(frame.rip), frame.rbp);
+    let _ = writeln!(out, "(corten)   backtrace:");
+    location(&mut out, frame.rip, 0);
+    // A jump to nowhere has made no frame: its caller is all that is on the stack.
+    if !in_image(frame.rip)
+        && let Some(caller) = fault::read_safe(frame.rsp)
+    {
+        location(&mut out, caller, 1);
+    }
+    backtrace(&mut out, frame.rbp);
     end(out)
 }
 
@@ -94,7 +103,7 @@ fn registers(out: &mut Emergency, f: &TrapFrame, cr2: u64, cr3: u64) {
 
 fn on_nmi(frame: &TrapFrame) {
     let mut out = Emergency::without_locks();
-    let _ = write!(out, "(corten) NMI at ");
+    let _ = writeln!(out, "(corten) NMI at");
     location(&mut out, frame.rip, 0);
 }
 
@@ -113,31 +122,46 @@ fn begin() -> Emergency {
 }
 
 /// Walks the frames from `frame` on, each of which holds the address of its caller's and the return address.
-fn backtrace(out: &mut Emergency, at: Option<u64>, mut frame: u64) {
-    let _ = writeln!(out, "(corten)   backtrace:");
-    if let Some(at) = at {
-        location(out, at, 0);
-    }
+fn backtrace(out: &mut Emergency, mut frame: u64) {
+    let (mut last, mut repeated) = (0, 0);
     for _ in 0..MAX_FRAMES {
-        if frame == 0 || frame % 8 != 0 || frame < 1 << 47 {
-            return;
+        if frame % 8 != 0 || frame < 1 << 47 {
+            break;
         }
-        let (Some(next), Some(back)) = (fault::read_safe(frame), fault::read_safe(frame.wrapping_add(8))) else { return };
+        let (Some(next), Some(back)) = (fault::read_safe(frame), fault::read_safe(frame.wrapping_add(8))) else { break };
         if back == 0 {
-            return;
+            break;
         }
-        // The call is before the address that it returns to, perhaps as the last instruction of its function.
-        location(out, back, 1);
+        if back == last {
+            repeated += 1;
+        } else {
+            say_repeated(out, &mut repeated);
+            // The call is before the address that it returns to, perhaps as the last instruction of its function.
+            location(out, back, 1);
+        }
+        last = back;
         if next <= frame {
-            return;
+            break;
         }
         frame = next;
     }
+    say_repeated(out, &mut repeated);
+}
+
+fn say_repeated(out: &mut Emergency, count: &mut usize) {
+    if *count > 0 {
+        let _ = writeln!(out, "(corten)       (and {count} times more)");
+        *count = 0;
+    }
+}
+
+fn in_image(at: u64) -> bool {
+    at.wrapping_sub(paging::IMAGE) < IMAGE_SIZE
 }
 
 fn location(out: &mut Emergency, at: u64, back: u64) {
     let offset = at.wrapping_sub(paging::IMAGE).wrapping_sub(back);
-    let symbol = if offset < IMAGE_SIZE { symbols::find(offset as u32) } else { None };
+    let symbol = if in_image(at) { symbols::find(offset as u32) } else { None };
     let _ = match symbol {
         Some((name, into)) => writeln!(out, "(corten)     {at:016x} {name}+{:#x}", u64::from(into) + back),
         None => writeln!(out, "(corten)     {at:016x}"),
