@@ -233,36 +233,38 @@ impl Table {
         granted
     }
 
-    /// Ends a use that [`pin`](Self::pin) began. The version is the same: it does not change while an entry is in use.
+    /// Ends a use that [`pin`](Self::pin) began.
     #[inline]
     pub fn unpin(&self, gref: GrantRef, write: bool) {
         let Some(pins) = self.pins(gref) else { return };
-        let mut held = pins.lock();
-        let status = held.remove(write);
-        if status == 0 {
-            return;
+        loop {
+            let mut held = pins.lock();
+            match self.version.load(Ordering::SeqCst) {
+                CHANGING => {
+                    // Whoever changes the version is about to give it up, as this entry is in use, or wants this very count.
+                    drop(held);
+                    core::hint::spin_loop();
+                }
+                version => {
+                    let status = held.remove(write);
+                    if status != 0 {
+                        self.release(gref, version, status);
+                    }
+                    return;
+                }
+            }
         }
-        self.release(gref, status);
     }
 
-    fn release(&self, gref: GrantRef, status: u16) {
-        loop {
-            match self.version.load(Ordering::SeqCst) {
-                1 => {
-                    if let Some((page, index)) = self.entry(gref, v1::PER_FRAME) {
-                        v1::release(page, index, status);
-                    }
-                    return;
-                }
-                2 => {
-                    if let Some(place) = self.entry_v2(gref) {
-                        v2::release(place, status);
-                    }
-                    return;
-                }
-                // Only for entries in use is this reached, and then the attempt to change the version is about to be given up.
-                _ => core::hint::spin_loop(),
+    /// Clears status bits. The entry's count is held, so the version stays.
+    #[inline]
+    fn release(&self, gref: GrantRef, version: u8, status: u16) {
+        if version == 1 {
+            if let Some((page, index)) = self.entry(gref, v1::PER_FRAME) {
+                v1::release(page, index, status);
             }
+        } else if let Some(place) = self.entry_v2(gref) {
+            v2::release(place, status);
         }
     }
 

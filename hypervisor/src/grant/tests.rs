@@ -494,21 +494,26 @@ fn uses_and_changes_of_version_at_once_leave_no_bit_behind() {
     let table = front.grants.table();
     front.grant(1, 0, BACK, RAM);
     std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                for _ in 0..5_000 {
-                    match table.pin(GrantRef(1), WRITE) {
-                        Ok(granted) => {
-                            assert_eq!(granted.frame, Gfn(RAM));
-                            table.unpin(GrantRef(1), true);
+        let users: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    for _ in 0..300_000 {
+                        match table.pin(GrantRef(1), WRITE) {
+                            Ok(granted) => {
+                                assert_eq!(granted.frame, Gfn(RAM));
+                                table.unpin(GrantRef(1), true);
+                            }
+                            Err(refused) => assert_eq!(refused, Refused::Again),
                         }
-                        Err(refused) => assert_eq!(refused, Refused::Again),
                     }
-                }
-            });
-        }
-        for turn in 0..200u32 {
+                })
+            })
+            .collect();
+        for turn in 0u32.. {
             table.set_version(front.memory, 1 + turn % 2).unwrap();
+            if users.iter().all(|user| user.is_finished()) {
+                break;
+            }
         }
     });
     table.set_version(front.memory, 1).unwrap();
