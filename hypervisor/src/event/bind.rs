@@ -13,7 +13,7 @@ use xen_abi::types::{DomainId, Port, VcpuId};
 
 use super::channels::{EventChannels, Guest, Party, conclude, is_global, raise};
 use super::fifo::{self, Fifo};
-use super::ports::{Binding, NO_QUEUE, Slot, State};
+use super::ports::{Binding, Slot, State};
 use super::two_level;
 use crate::area::Area;
 
@@ -262,12 +262,7 @@ where
 fn leave_fifo(events: &EventChannels) {
     // First nobody comes in any more, then those inside are waited for.
     events.fifo_in_use.store(false, Ordering::SeqCst);
-    let fifo = events.fifo.write().take();
-    if fifo.is_some() {
-        for (_, slot) in events.ports.iter_from(0) {
-            slot.last_queue.store(NO_QUEUE, Ordering::SeqCst);
-        }
-    }
+    *events.fifo.write() = None;
 }
 
 /// EVTCHNOP_init_control: gives a vCPU its control block. The first one takes the FIFO ABI into use; what is pending in the two-level bitmap is

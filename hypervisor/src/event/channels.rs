@@ -84,12 +84,12 @@ pub struct EventChannels {
 }
 
 /// Where an event goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Route {
+#[derive(Clone, Copy)]
+pub enum Route<'a> {
     /// Nobody is at the other end.
     Nowhere,
-    /// To a port of the sender itself.
-    Own(Port),
+    /// To the same port: an IPI.
+    Own(&'a Slot),
     /// To a port of this domain, which may be the sender itself, if it is still connected to the sender's.
     Peer { domain: DomainId, port: Port },
 }
@@ -113,7 +113,7 @@ impl EventChannels {
         let words = vcpus.div_ceil(u64::BITS) as usize;
         pollers.try_reserve_exact(words).map_err(|_| Errno::ENOMEM)?;
         pollers.resize_with(words, || AtomicU64::new(0));
-        let ports = Table::new();
+        let ports = Table::new()?;
         ports.get_or_grow(Port(0))?.set(State::new(Binding::Reserved, VcpuId(0)));
         Ok(EventChannels {
             domain,
@@ -140,14 +140,15 @@ impl EventChannels {
 
     /// Where an event sent by this port goes. EINVAL for a port that cannot send, or that is not this party's.
     #[inline]
-    pub fn route(&self, port: Port, by: Party) -> Result<Route, Errno> {
-        let state = self.state(port)?;
+    pub fn route(&self, port: Port, by: Party) -> Result<Route<'_>, Errno> {
+        let slot = self.ports.get(port).ok_or(Errno::EINVAL)?;
+        let state = slot.state();
         if state.is_hypervisors() != (by == Party::Hypervisor) {
             return Err(Errno::EINVAL);
         }
         match state.binding() {
             Binding::Interdomain { remote, port } => Ok(Route::Peer { domain: remote, port }),
-            Binding::Ipi => Ok(Route::Own(port)),
+            Binding::Ipi => Ok(Route::Own(slot)),
             Binding::Unbound { .. } => Ok(Route::Nowhere),
             Binding::Free | Binding::Reserved | Binding::Virq(_) => Err(Errno::EINVAL),
         }
@@ -192,15 +193,16 @@ pub fn is_pending(guest: &impl Shared, port: Port) -> Result<bool, Errno> {
 #[inline]
 pub(super) fn raise(guest: &impl Guest, port: Port, slot: &Slot) {
     let events = guest.events();
-    let mut raised = Raised::NOTHING;
     if !events.uses_fifo() {
-        raised = two_level::raise(guest, port, slot);
-        conclude(guest, port, raised);
+        conclude(guest, port, two_level::raise(guest, port, slot));
+        // Asked again: if the ABI changed in between, then what was set above may have been missed by the migration, which sets the flag
+        // first and then looks at the bits.
+        if !events.uses_fifo() {
+            return;
+        }
     }
-    // Asked again: if the ABI changed in between, then what was set above may have been missed by the migration (which sets the flag
-    // first and then looks at the bits).
-    if events.uses_fifo() {
-        raised = events.fifo.read().as_ref().map_or(raised, |fifo| fifo.raise(port, slot));
+    let raised = events.fifo.read().as_ref().map(|fifo| fifo.raise(port, slot));
+    if let Some(raised) = raised {
         conclude(guest, port, raised);
     }
 }
@@ -228,21 +230,27 @@ fn mark_upcall(guest: &impl Guest, vcpu: VcpuId) {
 
 #[inline]
 fn wake_pollers(guest: &impl Guest, port: Port) {
-    for (first, word) in (0u32..).step_by(64).zip(&guest.events().pollers) {
-        let mut bits = word.load(Ordering::SeqCst);
-        while bits != 0 {
-            guest.wake_poller(VcpuId(first.wrapping_add(bits.trailing_zeros())), port);
-            bits &= bits.wrapping_sub(1);
+    for (index, word) in guest.events().pollers.iter().enumerate() {
+        let polling = word.load(Ordering::SeqCst);
+        if polling != 0 {
+            wake_each(guest, port, index as u32, polling);
         }
+    }
+}
+
+#[cold]
+fn wake_each(guest: &impl Guest, port: Port, word: u32, mut polling: u64) {
+    while polling != 0 {
+        let vcpu = word.wrapping_mul(u64::BITS).wrapping_add(polling.trailing_zeros());
+        guest.wake_poller(VcpuId(vcpu), port);
+        polling &= polling.wrapping_sub(1);
     }
 }
 
 /// Delivers an event to one of the guest's own ports: what [`Route::Own`] asks for.
 #[inline]
-pub fn deliver(guest: &impl Guest, port: Port) {
-    if let Some(slot) = guest.events().ports.get(port) {
-        raise(guest, port, slot);
-    }
+pub fn deliver(guest: &impl Guest, port: Port, slot: &Slot) {
+    raise(guest, port, slot);
 }
 
 /// Delivers an event that came from `sender`'s port `from`: what [`Route::Peer`] asks for. Nothing happens if the two are no longer

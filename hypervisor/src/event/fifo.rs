@@ -20,7 +20,7 @@ use xen_abi::event as abi;
 use xen_abi::types::{Port, VcpuId};
 
 use super::channels::Raised;
-use super::ports::{NO_QUEUE, Slot};
+use super::ports::Slot;
 use crate::area::Area;
 
 const PENDING: u32 = 1 << abi::EVTCHN_FIFO_PENDING;
@@ -155,37 +155,26 @@ impl Fifo {
         self.word(port).is_some_and(|word| word.load(Ordering::SeqCst) & LINKED != 0)
     }
 
-    #[inline]
-    fn tail(&self, queue: QueueId) -> Option<SpinMutexGuard<'_, u32>> {
-        let queues = self.vcpus.get(queue.0 as usize / PRIORITIES)?;
-        Some(queues.tails.get(queue.0 as usize % PRIORITIES)?.lock())
-    }
-
     /// Appends a port to the queue of its vCPU and priority, unless it is in a queue; the vCPU to notify, if it does not know that the
     /// queue has events.
     #[inline]
     fn link(&self, word: &AtomicU32, port: Port, slot: &Slot) -> Option<VcpuId> {
         let state = slot.state();
         let (vcpu, priority) = (state.vcpu(), state.priority());
-        let Some(control) = self.vcpus.get(vcpu.0 as usize)?.control.get() else {
+        let queues = self.vcpus.get(vcpu.0 as usize)?;
+        let Some(control) = queues.control.get() else {
             return self.link_without_control(vcpu, word, port, slot);
         };
         let (head, ready) = fields(control, priority)?;
         {
             let queue = QueueId::new(vcpu, priority);
-            let last = slot.last_queue.load(Ordering::SeqCst);
-            let (mut tail, moved_from) = self.lock_queues(queue, QueueId(last))?;
-            // Another CPU linked it meanwhile. It did so after this event became pending, so the guest will see the event.
-            if slot.last_queue.load(Ordering::SeqCst) != last || word.fetch_or(LINKED, Ordering::SeqCst) & LINKED != 0 {
-                return None;
-            }
-            // If the port was the last one of a queue, then that queue is empty: the port is not LINKED. It must not be remembered
-            // there, or the next port would be appended to the wrong queue behind it.
-            match moved_from {
-                Some(mut old) => forget(&mut old, port),
-                None => forget(&mut tail, port),
-            }
-            slot.last_queue.store(queue.0, Ordering::SeqCst);
+            let mut tail = if slot.last_queue.load(Ordering::Relaxed) == queue.0 {
+                let tail = queues.tails.get(priority as usize)?.lock();
+                claim(word, slot, queue).then_some(tail)
+            } else {
+                self.claim_from_another(word, slot, port, queue)
+            }?;
+            forget(&mut tail, port);
             let before = core::mem::replace(&mut *tail, port.0);
             if before != 0 && self.word(Port(before)).is_some_and(|last| append(last, port)) {
                 return None;
@@ -196,6 +185,40 @@ impl Fifo {
         (ready.fetch_or(bit, Ordering::SeqCst) & bit == 0).then_some(vcpu)
     }
 
+    fn tail(&self, queue: QueueId) -> Option<SpinMutexGuard<'_, u32>> {
+        let queues = self.vcpus.get(queue.0 as usize / PRIORITIES)?;
+        Some(queues.tails.get(queue.0 as usize % PRIORITIES)?.lock())
+    }
+
+    /// Gets the right to link a port into `queue`, if it was last in another one: that queue's lock is needed as well.
+    #[cold]
+    fn claim_from_another(
+        &self,
+        word: &AtomicU32,
+        slot: &Slot,
+        port: Port,
+        queue: QueueId,
+    ) -> Option<SpinMutexGuard<'_, u32>> {
+        let last = QueueId(slot.last_queue.load(Ordering::Relaxed));
+        if last == queue {
+            let tail = self.tail(queue)?;
+            return claim(word, slot, queue).then_some(tail);
+        }
+        let (tail, mut old) = if queue < last {
+            let tail = self.tail(queue)?;
+            (tail, self.tail(last)?)
+        } else {
+            let old = self.tail(last)?;
+            (self.tail(queue)?, old)
+        };
+        if !claim(word, slot, last) {
+            return None;
+        }
+        forget(&mut old, port);
+        slot.last_queue.store(queue.0, Ordering::Relaxed);
+        Some(tail)
+    }
+
     /// The event stays pending in its word, and is kept until the vCPU has a control block.
     #[cold]
     fn link_without_control(&self, vcpu: VcpuId, word: &AtomicU32, port: Port, slot: &Slot) -> Option<VcpuId> {
@@ -204,27 +227,17 @@ impl Fifo {
         let came = self.vcpus.get(vcpu.0 as usize)?.control.is_completed();
         if came && slot.early.swap(false, Ordering::SeqCst) { self.link(word, port, slot) } else { None }
     }
-
-    /// The queue to link into, and the one that the port was in last if that is another.
-    #[inline]
-    fn lock_queues(
-        &self,
-        queue: QueueId,
-        last: QueueId,
-    ) -> Option<(SpinMutexGuard<'_, u32>, Option<SpinMutexGuard<'_, u32>>)> {
-        if last == queue || last.0 == NO_QUEUE {
-            return Some((self.tail(queue)?, None));
-        }
-        if queue < last {
-            let tail = self.tail(queue)?;
-            Some((tail, Some(self.tail(last)?)))
-        } else {
-            let old = self.tail(last)?;
-            Some((self.tail(queue)?, Some(old)))
-        }
-    }
 }
 
+/// Sets LINKED for a port that was last in a queue whose lock the caller holds; false if somebody else did. Where another CPU has linked
+/// the port, even into another queue, it did so after the caller's event became pending, so the guest will see that event.
+#[inline]
+fn claim(word: &AtomicU32, slot: &Slot, last: QueueId) -> bool {
+    slot.last_queue.load(Ordering::Relaxed) == last.0 && word.fetch_or(LINKED, Ordering::SeqCst) & LINKED == 0
+}
+
+/// A port that is not LINKED but was the last one of a queue has left that queue empty. It must not be remembered there: it will be LINKED again
+/// elsewhere, and the next port would be appended to the wrong queue behind it.
 #[inline]
 fn forget(tail: &mut u32, port: Port) {
     if *tail == port.0 {

@@ -32,7 +32,7 @@ use crate::system::System;
 use crate::vcpu::{Vcpu, hold};
 pub use channels::{EventChannels, Guest, Party, Route, Shared};
 pub use fifo::CONTROL_SIZE;
-pub use ports::{Binding, MAX_VCPUS, State};
+pub use ports::{Binding, MAX_VCPUS, Slot, State};
 
 impl<M: Machine> Shared for Domain<M> {
     #[inline]
@@ -136,7 +136,7 @@ pub fn find<M: Machine>(system: &System<M>) -> impl Fn(DomainId) -> Option<Event
 fn send_by<M: Machine>(system: &System<M>, domain: &Domain<M>, port: Port, by: Party) -> Result<(), Errno> {
     match domain.events.route(port, by)? {
         Route::Nowhere => {}
-        Route::Own(port) => channels::deliver(&Target::new(system, domain), port),
+        Route::Own(slot) => channels::deliver(&Target::new(system, domain), port, slot),
         Route::Peer { domain: peer, port: to } if peer == domain.id => {
             channels::deliver_from(&Target::new(system, domain), domain.id, port, to);
         }

@@ -1,8 +1,9 @@
 //! A domain's ports: what each is bound to, in one word that is read without a lock.
 //!
 //! Words change only under the domain's lock ([`super::channels`]); whoever sends reads one and acts on it. Slots come
-//! in chunks that double, are never moved and live as long as the domain, so a reference to one stays good.
+//! in chunks, are never moved and live as long as the domain, so a reference to one stays good.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -157,13 +158,10 @@ impl core::fmt::Debug for State {
     }
 }
 
-/// No FIFO queue.
-pub const NO_QUEUE: u32 = u32::MAX;
-
 /// One port.
 pub struct Slot {
     state: AtomicU64,
-    /// The FIFO queue that the port was linked into last; see [`super::fifo`].
+    /// The FIFO queue that the port was linked into last, to begin with the first; see [`super::fifo`].
     pub last_queue: AtomicU32,
     /// An event that is pending here because the guest has given no page, or no control block, to show it in.
     pub early: AtomicBool,
@@ -171,11 +169,7 @@ pub struct Slot {
 
 impl Slot {
     const fn new() -> Slot {
-        Slot {
-            state: AtomicU64::new(State::FREE.0),
-            last_queue: AtomicU32::new(NO_QUEUE),
-            early: AtomicBool::new(false),
-        }
+        Slot { state: AtomicU64::new(State::FREE.0), last_queue: AtomicU32::new(0), early: AtomicBool::new(false) }
     }
 
     #[inline]
@@ -191,43 +185,41 @@ impl Slot {
     }
 }
 
-/// Slots in the first chunk; each of the later ones doubles what there is.
-const FIRST_CHUNK: u32 = 128;
-const CHUNKS: usize = (EVTCHN_FIFO_NR_CHANNELS / FIRST_CHUNK).trailing_zeros() as usize + 1;
+/// Slots in a chunk: two pages' worth.
+const CHUNK: usize = 512;
+const CHUNKS: usize = EVTCHN_FIFO_NR_CHANNELS as usize / CHUNK;
 
+/// All slots that the domain has needed so far.
 pub struct Table {
-    chunks: [Once<Vec<Slot>>; CHUNKS],
+    chunks: Vec<Once<Box<[Slot; CHUNK]>>>,
 }
 
 impl Table {
-    pub const fn new() -> Table {
-        Table { chunks: [const { Once::new() }; CHUNKS] }
+    /// ENOMEM where memory is short.
+    pub fn new() -> Result<Table, Errno> {
+        let mut chunks = Vec::new();
+        chunks.try_reserve_exact(CHUNKS).map_err(|_| Errno::ENOMEM)?;
+        chunks.resize_with(CHUNKS, Once::new);
+        Ok(Table { chunks })
     }
 
     /// The slot of a port, if the table has grown that far.
     #[inline]
     pub fn get(&self, port: Port) -> Option<&Slot> {
-        let (chunk, first) = chunk_of(port);
-        self.chunks.get(chunk)?.get()?.get(port.0.wrapping_sub(first) as usize)
+        self.chunks.get(port.0 as usize / CHUNK)?.get()?.get(port.0 as usize % CHUNK)
     }
 
-    /// The slot of a port; grows the table if it must. Only under the domain's lock. ENOSPC beyond the last port of the
-    /// ABI, ENOMEM where memory is short.
+    /// The slot of a port; grows the table if it must. Only under the domain's lock, and never by more than one chunk beyond what
+    /// there is. ENOSPC beyond the last port of the ABI, ENOMEM where memory is short.
     pub fn get_or_grow(&self, port: Port) -> Result<&Slot, Errno> {
-        let (chunk, first) = chunk_of(port);
-        let slots = self.chunks.get(chunk).ok_or(Errno::ENOSPC)?.try_call_once(|| {
-            let count = first.max(FIRST_CHUNK) as usize;
-            let mut slots = Vec::new();
-            slots.try_reserve_exact(count).map_err(|_| Errno::ENOMEM)?;
-            slots.resize_with(count, Slot::new);
-            Ok::<_, Errno>(slots)
-        })?;
-        slots.get(port.0.wrapping_sub(first) as usize).ok_or(Errno::ENOSPC)
+        let chunk = self.chunks.get(port.0 as usize / CHUNK).ok_or(Errno::ENOSPC)?;
+        chunk.try_call_once(new_chunk)?.get(port.0 as usize % CHUNK).ok_or(Errno::ENOSPC)
     }
 
-    /// How many ports have a slot. They are the first ones: the table grows from below.
+    /// How many ports have a slot. They are the first ones.
     pub fn len(&self) -> u32 {
-        self.chunks.iter().map_while(Once::get).fold(0u32, |sum, chunk| sum.wrapping_add(chunk.len() as u32))
+        let chunks = self.chunks.iter().take_while(|chunk| chunk.is_completed()).count();
+        chunks.wrapping_mul(CHUNK) as u32
     }
 
     /// The ports that have a slot, from `from` on.
@@ -236,12 +228,11 @@ impl Table {
     }
 }
 
-/// Which chunk a port is in, and the first port there.
-#[inline]
-const fn chunk_of(port: Port) -> (usize, u32) {
-    let chunk = 32u32.wrapping_sub((port.0 / FIRST_CHUNK).leading_zeros());
-    let first = if chunk == 0 { 0 } else { (FIRST_CHUNK / 2).wrapping_shl(chunk) };
-    (chunk as usize, first)
+fn new_chunk() -> Result<Box<[Slot; CHUNK]>, Errno> {
+    let mut slots = Vec::new();
+    slots.try_reserve_exact(CHUNK).map_err(|_| Errno::ENOMEM)?;
+    slots.resize_with(CHUNK, Slot::new);
+    slots.try_into().map_err(|_| Errno::ENOMEM)
 }
 
 #[cfg(test)]
@@ -270,7 +261,7 @@ mod tests {
 
     #[test]
     fn every_port_of_the_abi_has_one_slot_and_the_next_has_none() {
-        let table = Table::new();
+        let table = Table::new().unwrap();
         let mut last = core::ptr::null();
         for port in (0..EVTCHN_FIFO_NR_CHANNELS).map(Port) {
             assert_eq!(table.get(port).is_some(), port.0 < table.len());
@@ -285,12 +276,12 @@ mod tests {
 
     #[test]
     fn growing_keeps_what_was_there() {
-        let table = Table::new();
-        table.get_or_grow(Port(127)).unwrap().set(State::new(Binding::Ipi, VcpuId(5)));
-        table.get_or_grow(Port(128)).unwrap();
-        assert_eq!(table.len(), 256);
-        assert_eq!(table.get(Port(127)).unwrap().state().binding(), Binding::Ipi);
-        assert_eq!(table.iter_from(254).map(|(port, _)| port).collect::<Vec<_>>(), [Port(254), Port(255)]);
+        let table = Table::new().unwrap();
+        table.get_or_grow(Port(511)).unwrap().set(State::new(Binding::Ipi, VcpuId(5)));
+        table.get_or_grow(Port(512)).unwrap();
+        assert_eq!(table.len(), 1024);
+        assert_eq!(table.get(Port(511)).unwrap().state().binding(), Binding::Ipi);
+        assert_eq!(table.iter_from(1022).map(|(port, _)| port).collect::<Vec<_>>(), [Port(1022), Port(1023)]);
     }
 
     #[test]

@@ -424,8 +424,8 @@ proptest! {
             let upcalls = (0..VCPUS).any(|vcpu| guest.fake.upcall_pending(vcpu).load(Ordering::SeqCst) != 0);
             prop_assert!(upcalls || !waiting);
         }
-        for index in 0..PORTS {
-            guest.unmask(ports[index].1);
+        for &(_, port) in &ports {
+            guest.unmask(port);
         }
         for vcpu in 0..VCPUS {
             if guest.fake.upcall_pending(vcpu).load(Ordering::SeqCst) != 0 {
