@@ -93,9 +93,13 @@ pub fn init(features: Features, page: *mut u32) {
     write(register::LVT_LINT0, MASKED);
     write(register::LVT_LINT1, NMI);
     write(register::LVT_ERROR, u32::from(vectors::APIC_ERROR));
-    let mode = if features.tsc_deadline { TSC_DEADLINE_MODE } else { 0 };
-    write(register::LVT_TIMER, mode | u32::from(vectors::TIMER));
+    set_timer_mode();
     write(register::DIVIDE, 0b1011);
+}
+
+fn set_timer_mode() {
+    let mode = if DEADLINE.load(Ordering::Relaxed) { TSC_DEADLINE_MODE } else { 0 };
+    write(register::LVT_TIMER, mode | u32::from(vectors::TIMER));
 }
 
 pub fn id() -> u32 {
@@ -122,7 +126,7 @@ pub fn elapsed_count() -> u32 {
 /// Tells the timer's rate: `counts` passed while the TSC made `ticks`.
 pub fn set_rate(counts: u32, ticks: u64) {
     write(register::INITIAL_COUNT, 0);
-    write(register::LVT_TIMER, u32::from(vectors::TIMER));
+    set_timer_mode();
     let rate = (u64::from(counts) << 32) / ticks.max(1);
     COUNTS_A_TICK.store(u32::try_from(rate).unwrap_or(u32::MAX).max(1), Ordering::Relaxed);
 }
