@@ -359,9 +359,7 @@ mod tests {
     #[test]
     fn nothing_is_mapped_twice() {
         let (mut tables, mut frames) = tables(PageSize::Size2M);
-        let mut map = |at, len| {
-            tables.map(at, HostPhys(0), len, Access::ReadWrite, MemoryType::WriteBack, &mut frames)
-        };
+        let mut map = |at, len| tables.map(at, HostPhys(0), len, Access::ReadWrite, MemoryType::WriteBack, &mut frames);
         assert_eq!(map(IMAGE, 2 << 20), Ok(()));
         assert_eq!(map(IMAGE + 0x1000, 0x1000), Err(MapError::Occupied(IMAGE + 0x1000)));
         assert_eq!(map(IMAGE, 2 << 20), Err(MapError::Occupied(IMAGE)));

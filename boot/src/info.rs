@@ -31,8 +31,6 @@ pub struct BootInfo {
     pub image: Range<u64>,
     /// The loader's own information: kept out of free memory, for the copy of the root pointer.
     pub loader: Range<u64>,
-    /// What boot took for good besides the image: page tables, stacks, the frame table, the console's rings.
-    pub taken: ArrayVec<Range<u64>, 8>,
 }
 
 /// A file that the boot loader loaded.

@@ -354,7 +354,9 @@ mod tests {
         assert_eq!(map, [region(0, 0x80000, RegionKind::Ram), region(0x80000, 0x180000, RegionKind::Reserved)]);
         assert_eq!(
             problems,
-            ["memory map: 0x000000000000..0x000000100000 RAM overlaps 0x000000080000..0x000000180000 reserved; taken as reserved"]
+            [
+                "memory map: 0x000000000000..0x000000100000 RAM overlaps 0x000000080000..0x000000180000 reserved; taken as reserved"
+            ]
         );
     }
 

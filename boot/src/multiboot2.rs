@@ -30,11 +30,7 @@ pub unsafe fn read(at: usize, strings: &mut Strings, problem: impl FnMut(Problem
         let (start, end) = (module.start_address(), module.end_address());
         if end > start {
             let cmdline = strings.keep(module.cmdline().unwrap_or_default().as_bytes());
-            let _ = info.modules.try_push(Module {
-                start: HostPhys(start.into()),
-                len: (end - start).into(),
-                cmdline,
-            });
+            let _ = info.modules.try_push(Module { start: HostPhys(start.into()), len: (end - start).into(), cmdline });
         }
     }
     info.efi = given.efi_sdt64_tag().is_some() || given.efi_sdt32_tag().is_some();
@@ -59,8 +55,7 @@ pub unsafe fn read(at: usize, strings: &mut Strings, problem: impl FnMut(Problem
     });
     // GRUB makes the basic map from UEFI's; a loader that does not leaves only the other.
     let has_basic = basic.clone().any(|region| region.kind == RegionKind::Ram);
-    info.memory_map =
-        if has_basic { memory::normalise(basic, problem) } else { memory::normalise(efi, problem) };
+    info.memory_map = if has_basic { memory::normalise(basic, problem) } else { memory::normalise(efi, problem) };
     Ok(info)
 }
 
@@ -114,7 +109,8 @@ mod tests {
 
     #[test]
     fn what_grub_says_is_taken_over() {
-        let map = words(&[24, 0, 0, 0, 0x9fc00, 0, 1, 0, 0x100000, 0, 0x7fee0000, 0, 1, 0, 0x7ffe0000, 0, 0x20000, 0, 3, 0]);
+        let map =
+            words(&[24, 0, 0, 0, 0x9fc00, 0, 1, 0, 0x100000, 0, 0x7fee0000, 0, 1, 0, 0x7ffe0000, 0, 0x20000, 0, 3, 0]);
         let information = boot_information(&[
             (1, b"com1=115200 noreboot\0"),
             (2, b"GRUB 2.06\0"),

@@ -128,7 +128,9 @@ fn backtrace(out: &mut Emergency, mut frame: u64) {
         if frame % 8 != 0 || frame < 1 << 47 {
             break;
         }
-        let (Some(next), Some(back)) = (fault::read_safe(frame), fault::read_safe(frame.wrapping_add(8))) else { break };
+        let (Some(next), Some(back)) = (fault::read_safe(frame), fault::read_safe(frame.wrapping_add(8))) else {
+            break;
+        };
         if back == 0 {
             break;
         }

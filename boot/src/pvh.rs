@@ -11,12 +11,7 @@ use crate::memory::{self, Problem, Region, RegionKind};
 use crate::strings::Strings;
 
 /// Reads the start information at `at`; `None` if there is none. What is wrong with the memory map is told to `problem`.
-pub fn read(
-    window: &Window,
-    at: HostPhys,
-    strings: &mut Strings,
-    problem: impl FnMut(Problem),
-) -> Option<BootInfo> {
+pub fn read(window: &Window, at: HostPhys, strings: &mut Strings, problem: impl FnMut(Problem)) -> Option<BootInfo> {
     let start: StartInfo = fetch(window, at)?;
     if start.magic != XEN_HVM_START_MAGIC_VALUE {
         return None;
@@ -39,13 +34,14 @@ pub fn read(
     }
     // Only version 1 has a memory map.
     let entries = if start.version >= 1 { u64::from(start.memmap_entries).min(MAX_REGIONS as u64) } else { 0 };
-    let regions = (0..entries).map_while(|index| element::<MemmapTableEntry>(window, start.memmap_paddr, index)).map(
-        |entry| Region {
-            start: entry.addr,
-            end: entry.addr.saturating_add(entry.size),
-            kind: RegionKind::from_e820(entry.r#type),
-        },
-    );
+    let regions =
+        (0..entries).map_while(|index| element::<MemmapTableEntry>(window, start.memmap_paddr, index)).map(|entry| {
+            Region {
+                start: entry.addr,
+                end: entry.addr.saturating_add(entry.size),
+                kind: RegionKind::from_e820(entry.r#type),
+            }
+        });
     info.memory_map = memory::normalise(regions, problem);
     Some(info)
 }

@@ -41,8 +41,7 @@ impl CpuTables {
             Descriptor::SystemSegment(low, high) => (low, high),
             Descriptor::UserSegment(low) => (low, 0),
         };
-        self.gdt =
-            [0, DescriptorFlags::KERNEL_CODE64.bits(), DescriptorFlags::KERNEL_DATA.bits(), low, high];
+        self.gdt = [0, DescriptorFlags::KERNEL_CODE64.bits(), DescriptorFlags::KERNEL_DATA.bits(), low, high];
         let this: &'static Self = self;
         let selector = |raw: u16| SegmentSelector(raw);
         // SAFETY: the tables are complete and stay for ever; code and data are flat, as they were before.
