@@ -4,6 +4,7 @@
 //! [`pvh`] writes it there and says how the first vCPU starts.
 
 pub mod bzimage;
+mod crc32;
 pub mod dom0_mem;
 pub mod elf;
 pub mod initrd;

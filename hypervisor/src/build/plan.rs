@@ -106,6 +106,9 @@ impl fmt::Display for PlanError {
                     Some(RegionKind::Unusable) => {
                         write!(f, "nothing of Dom0's {}; raise dom0_mem or use a relocatable kernel", Size(size))
                     }
+                    Some(RegionKind::Ram) => {
+                        f.write_str("something that is in use until Dom0 is built; use a relocatable kernel")
+                    }
                     Some(kind) => write!(f, "{kind:?} memory; use a relocatable kernel (Linux 6.12 or later)"),
                     None => f.write_str("no memory; use a relocatable kernel (Linux 6.12 or later)"),
                 }

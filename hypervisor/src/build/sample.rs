@@ -1,4 +1,4 @@
-//! Small kernel images for the tests.
+//! Small kernel images for the tests, and bytes such as kernels are made of.
 
 use alloc::vec::Vec;
 
@@ -101,4 +101,29 @@ pub fn bzimage(payload: &[u8]) -> Vec<u8> {
     out.extend(payload);
     out.extend(b"trailer");
     out
+}
+
+/// `size` bytes with repeats, runs, noise and x86 calls, by `seed`, that begin as ELF does.
+pub fn kernel_like(size: usize, mut seed: u32) -> Vec<u8> {
+    let mut bytes = b"\x7fELF".to_vec();
+    while bytes.len() < size {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let length = (seed >> 8 & 63) as usize;
+        match seed >> 28 {
+            0 => bytes.extend((0..length / 4).map(|i| (seed >> (i % 24)) as u8)),
+            1 => bytes.extend(core::iter::repeat_n(seed as u8 & 1, length * 4)),
+            2 | 3 => {
+                let target = 0x1000u32.wrapping_mul(seed >> 10 & 15).wrapping_sub(bytes.len() as u32 + 5);
+                bytes.push(0xe8 | seed as u8 & 1);
+                bytes.extend(target.to_le_bytes());
+            }
+            _ => {
+                let back = 1 + (seed >> 4) as usize % bytes.len().min(1 << (seed >> 14 & 15).max(1));
+                let run: Vec<u8> = bytes[bytes.len() - back..].iter().copied().cycle().take(length).collect();
+                bytes.extend(run);
+            }
+        }
+    }
+    bytes.truncate(size);
+    bytes
 }

@@ -63,22 +63,35 @@ impl<'a> Range<'a> {
         }
     }
 
-    /// One decision, whose probability adapts to it.
+    /// One decision, whose probability adapts to it. What follows from it is said here, so that there is one branch and not two.
     #[inline(always)]
-    pub fn bit(&mut self, probability: &mut Probability) -> bool {
+    fn decide<T>(&mut self, probability: &mut Probability, zero: impl FnOnce() -> T, one: impl FnOnce() -> T) -> T {
         self.normalize();
-        let zero = u32::from(*probability);
-        let bound = (self.range >> PROBABILITY_BITS).wrapping_mul(zero);
+        let chance = u32::from(*probability);
+        let bound = (self.range >> PROBABILITY_BITS).wrapping_mul(chance);
+        let rest = self.code.wrapping_sub(bound);
         if self.code < bound {
             self.range = bound;
-            *probability = zero.wrapping_add((1u32 << PROBABILITY_BITS).wrapping_sub(zero) >> ADAPT) as Probability;
-            false
+            *probability = chance.wrapping_add((1u32 << PROBABILITY_BITS).wrapping_sub(chance) >> ADAPT) as Probability;
+            zero()
         } else {
             self.range = self.range.wrapping_sub(bound);
-            self.code = self.code.wrapping_sub(bound);
-            *probability = zero.wrapping_sub(zero >> ADAPT) as Probability;
-            true
+            self.code = rest;
+            *probability = chance.wrapping_sub(chance >> ADAPT) as Probability;
+            one()
         }
+    }
+
+    #[inline(always)]
+    pub fn bit(&mut self, probability: &mut Probability) -> bool {
+        self.decide(probability, || false, || true)
+    }
+
+    /// `symbol` with one more bit at its lower end.
+    #[inline(always)]
+    fn extend(&mut self, symbol: usize, probability: &mut Probability) -> usize {
+        let twice = symbol.wrapping_add(symbol);
+        self.decide(probability, || twice, || twice.wrapping_add(1))
     }
 
     /// A number of as many bits as `N` has values, the highest first.
@@ -86,7 +99,7 @@ impl<'a> Range<'a> {
     fn tree<const N: usize>(&mut self, tree: &mut [Probability; N]) -> usize {
         let mut symbol = 1usize;
         for _ in 0..const { N.ilog2() } {
-            symbol = symbol << 1 | usize::from(self.bit(cell(tree, symbol)));
+            symbol = self.extend(symbol, cell(tree, symbol));
         }
         symbol.wrapping_sub(N)
     }
@@ -123,7 +136,7 @@ impl<'a> Range<'a> {
     pub fn literal(&mut self, tree: &mut Literal) -> u8 {
         let mut symbol = 1usize;
         for _ in 0..u8::BITS {
-            symbol = symbol << 1 | usize::from(self.bit(cell(tree, symbol)));
+            symbol = self.extend(symbol, cell(tree, symbol));
         }
         symbol as u8
     }
@@ -138,9 +151,10 @@ impl<'a> Range<'a> {
         for _ in 0..u8::BITS {
             guess <<= 1;
             let guessed = guess & guessing;
-            let bit = self.bit(cell(tree, guessing.wrapping_add(guessed).wrapping_add(symbol)));
-            symbol = symbol << 1 | usize::from(bit);
-            guessing &= if bit { guessed } else { !guessed };
+            let probability = cell(tree, guessing.wrapping_add(guessed).wrapping_add(symbol));
+            let twice = symbol.wrapping_add(symbol);
+            (symbol, guessing) =
+                self.decide(probability, || (twice, guessing & !guessed), || (twice.wrapping_add(1), guessed));
         }
         symbol as u8
     }

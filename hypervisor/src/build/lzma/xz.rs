@@ -149,3 +149,86 @@ fn lzma2<'a>(packed: &'a [u8], out: &mut Window<'_>) -> Result<&'a [u8], Broken>
         rest = after;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::build::sample::kernel_like;
+    use lzma_rust2::{FilterType, Write, XzOptions, XzReader, XzWriter};
+    use proptest::prelude::*;
+
+    fn pack(bytes: &[u8], x86: bool) -> Vec<u8> {
+        let mut options = XzOptions::with_preset(0);
+        if x86 {
+            options.prepend_pre_filter(FilterType::BcjX86, 0);
+        }
+        let mut writer = XzWriter::new(Vec::new(), options).unwrap();
+        writer.write_all(bytes).unwrap();
+        writer.finish().unwrap()
+    }
+
+    fn unpacked(packed: &[u8], size: usize) -> Result<Vec<u8>, Broken> {
+        let mut out = vec![0xaa; size];
+        let filled = unpack(packed, &mut out)?;
+        out.truncate(filled);
+        Ok(out)
+    }
+
+    #[test]
+    fn many_chunks_make_up_a_block() {
+        // Noise is stored, not packed, and between the two kinds of chunks the state is reset.
+        let mut seed = 7u32;
+        let mut noise = || {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 24) as u8
+        };
+        let mut bytes = kernel_like(3_000_000, 5);
+        bytes.extend((0..200_000).map(|_| noise()));
+        bytes.extend(kernel_like(100_000, 6));
+        assert!(unpacked(&pack(&bytes, false), bytes.len()).unwrap() == bytes);
+    }
+
+    #[test]
+    fn small_and_empty_files_unpack() {
+        for size in [0usize, 1, 4, 5, 100] {
+            let bytes = &kernel_like(size.max(4), 1)[..size];
+            assert_eq!(unpacked(&pack(bytes, true), size).unwrap(), bytes);
+        }
+    }
+
+    #[test]
+    fn other_filters_are_refused() {
+        let mut options = XzOptions::with_preset(0);
+        options.prepend_pre_filter(FilterType::BcjArm, 0);
+        let mut writer = XzWriter::new(Vec::new(), options).unwrap();
+        writer.write_all(b"code").unwrap();
+        assert!(unpacked(&writer.finish().unwrap(), 4).unwrap_err().contains("filter"));
+    }
+
+    proptest! {
+        #[test]
+        fn the_x86_filter_is_undone_as_it_was_done(
+            bytes in proptest::collection::vec(prop_oneof![Just(0xe8u8), Just(0xe9), Just(0), Just(0xff), any::<u8>()], 0..200),
+        ) {
+            prop_assert_eq!(unpacked(&pack(&bytes, true), bytes.len()).unwrap(), bytes);
+        }
+
+        #[test]
+        fn damaged_files_neither_panic_nor_unpack_otherwise_than_elsewhere(
+            size in 10usize..2000,
+            seed: u32,
+            at: prop::sample::Index,
+            byte: u8,
+        ) {
+            let bytes = kernel_like(size, seed);
+            let mut packed = pack(&bytes, true);
+            let at = at.index(packed.len());
+            packed[at] = byte;
+            let mut expected = vec![0; size + 1];
+            let oracle = lzma_rust2::Read::read(&mut XzReader::new(&packed[..], false), &mut expected);
+            if let (Ok(got), Ok(expected_size)) = (unpacked(&packed, size + 1), oracle) {
+                prop_assert_eq!(&got[..expected_size], &expected[..expected_size]);
+            }
+        }
+    }
+}

@@ -234,6 +234,7 @@ impl<'a> Input<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::build::sample::kernel_like;
     use proptest::prelude::*;
 
     /// What another implementation makes of it.
@@ -249,31 +250,10 @@ mod tests {
         ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
     }
 
-    /// Text-like bytes: runs, repeats and noise, as `seed` has it.
-    fn sample(size: usize, mut seed: u32) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        while bytes.len() < size {
-            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            let length = (seed >> 8 & 63) as usize;
-            match seed >> 30 {
-                0 => bytes.extend((0..length).map(|i| (seed >> (i % 24)) as u8 & 0x3f)),
-                1 => bytes.extend(core::iter::repeat_n(b' ', length)),
-                _ if !bytes.is_empty() => {
-                    let from = (seed >> 4) as usize % bytes.len();
-                    let run: Vec<u8> = bytes[from..].iter().copied().cycle().take(length).collect();
-                    bytes.extend(run);
-                }
-                _ => bytes.push(0),
-            }
-        }
-        bytes.truncate(size);
-        bytes
-    }
-
     #[test]
     fn frames_of_all_sizes_unpack() {
         for size in [0, 1, 7, 100, 4000, 131_072, 131_073, 700_000] {
-            let bytes = sample(size, 3);
+            let bytes = kernel_like(size, 3);
             let mut out = vec![0xaa; size];
             assert_eq!(unpack(&pack(&bytes), &mut out), Ok(size), "{size}");
             assert!(out == bytes, "{size}");
@@ -292,7 +272,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let bytes = sample(5000, 9);
+        let bytes = kernel_like(5000, 9);
         assert!(unpack(&pack(&bytes), &mut [0; 4999]).is_err());
         assert!(unpack(&pack(&bytes), &mut []).is_err());
     }
@@ -304,7 +284,7 @@ mod tests {
             seed: u32,
             damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
         ) {
-            let bytes = sample(size, seed);
+            let bytes = kernel_like(size, seed);
             let mut packed = pack(&bytes);
             for (at, byte) in &damage {
                 let at = at.index(packed.len());
