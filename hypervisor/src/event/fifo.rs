@@ -278,3 +278,30 @@ fn append(last: &AtomicU32, port: Port) -> bool {
     }
     false
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_another_cpu_has_moved_meanwhile_is_not_linked_again() {
+        let table = super::super::ports::Table::new().unwrap();
+        let slot = table.get_or_grow(Port(1)).unwrap();
+        let word = AtomicU32::new(PENDING);
+        slot.last_queue.store(QueueId::new(VcpuId(1), 7).0, Ordering::Relaxed);
+        assert!(!claim(&word, slot, QueueId::new(VcpuId(0), 7)));
+        assert_eq!(word.load(Ordering::Relaxed), PENDING);
+        assert!(claim(&word, slot, QueueId::new(VcpuId(1), 7)));
+        assert!(!claim(&word, slot, QueueId::new(VcpuId(1), 7)), "it is linked");
+    }
+
+    #[test]
+    fn appending_asks_for_quiet_by_busy_and_takes_the_request_back() {
+        let last = AtomicU32::new(LINKED | MASKED);
+        assert!(append(&last, Port(9)));
+        assert_eq!(last.load(Ordering::Relaxed), LINKED | MASKED | 9);
+        let gone = AtomicU32::new(PENDING);
+        assert!(!append(&gone, Port(9)));
+        assert_eq!(gone.load(Ordering::Relaxed), PENDING);
+    }
+}

@@ -16,6 +16,7 @@ use crate::area::Area;
 use crate::machine::Width;
 
 mod fifo;
+mod preempted;
 mod sharing;
 mod threads;
 mod two_level;
@@ -35,6 +36,7 @@ struct Fake {
     upcalls: Mutex<Vec<u32>>,
     polled: Mutex<Vec<(u32, Port)>>,
     for_hypervisor: Mutex<Vec<(u32, Port)>>,
+    preemption: preempted::Preemption,
 }
 
 /// Where a moved vcpu_info is in its page.
@@ -46,14 +48,17 @@ impl Shared for Fake {
     }
 
     fn shared_info(&self) -> &SharedPage {
+        self.preemption.look();
         &self.shared
     }
 
     fn width(&self) -> Width {
+        self.preemption.look();
         self.width
     }
 
     fn info(&self, vcpu: VcpuId) -> Option<(&SharedPage, usize)> {
+        self.preemption.look();
         match self.infos[vcpu.0 as usize].get() {
             Some(page) => Some((page, MOVED)),
             None => Some((&self.shared, vcpu.0 as usize * 64)),
@@ -85,6 +90,7 @@ impl Fake {
             upcalls: Default::default(),
             polled: Default::default(),
             for_hypervisor: Default::default(),
+            preemption: Default::default(),
         }
     }
 
