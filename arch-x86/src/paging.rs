@@ -270,6 +270,17 @@ fn map_device(at: HostPhys, len: u64, memory: MemoryType) -> Result<*mut u8, Map
     Ok((start + offset) as *mut u8)
 }
 
+/// Maps a page below 1 MiB at its own address, to execute: what other processors start in switches paging on under its feet. It
+/// is written through the direct map.
+pub fn map_trampoline(page: Mfn) -> Result<(), MapError> {
+    let at = page.phys();
+    let mut host = HOST.lock();
+    let host = &mut *host;
+    let tables = host.tables.as_mut().ok_or(MapError::OutOfMemory)?;
+    let frames = &mut || (host.frames)();
+    tables.map(at.0, at, PAGE_SIZE as u64, Access::ReadExecute, MemoryType::WriteBack, frames)
+}
+
 /// Makes a stack of `pages` pages above one that is not mapped, so that an overflow is a fault and not a corruption. Returns
 /// its top.
 pub fn allocate_stack(pages: u64) -> Result<u64, MapError> {

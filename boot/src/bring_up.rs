@@ -26,10 +26,8 @@ pub struct Start {
     pub info: &'static BootInfo,
     pub options: Options<'static>,
     pub memory: &'static Memory,
-    /// This processor's descriptor tables (for the VMCS's host state) and stacks.
+    /// This processor's descriptor tables, for the VMCS's host state.
     pub tables: &'static CpuTables,
-    pub stacks: Stacks,
-    pub protections: Protections,
     /// The time-stamp counter when the boot loader handed over.
     pub entered_at: u64,
 }
@@ -126,8 +124,8 @@ fn read_loader_info(
 }
 
 fn report(info: &'static BootInfo, problems: &[Problem]) {
-    log::info!("Corten {}, loaded at {:#x} by {}", env!("CARGO_PKG_VERSION"), info.image.start, info.loader_name);
-    log::info!("command line: {}", info.cmdline);
+    log::info!(target: "boot", "Corten {}, loaded at {:#x} by {}", env!("CARGO_PKG_VERSION"), info.image.start, info.loader_name);
+    log::info!(target: "boot", "command line: {}", info.cmdline);
     let mut notices = 0;
     Options::parse(info.cmdline, |notice| {
         notices += 1;
@@ -238,8 +236,8 @@ fn on_own_stack(stacks: Stacks) -> ! {
         FREE.lock().as_ref().map_or(0, |free| free.taken().iter().map(|taken| taken.end - taken.start).sum::<u64>()) >> 10
     );
     let entered_at = ENTERED_AT.get().copied().unwrap_or_default();
-    log::debug!("up after {} thousand cycles", time::rdtsc().wrapping_sub(entered_at) / 1000);
-    crate::start::start(Start { info, options, memory, tables, stacks, protections: Protections::detect(), entered_at })
+    log::debug!(target: "boot", "up after {} thousand cycles", time::rdtsc().wrapping_sub(entered_at) / 1000);
+    crate::start::start(Start { info, options, memory, tables, entered_at })
 }
 
 /// Hands what RAM is left to the frame allocator, and the allocator to the heap.

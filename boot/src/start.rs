@@ -8,7 +8,7 @@ use arch_x86::dom0::{self, Wanted};
 use arch_x86::machine::{self, Hooks, X86};
 use arch_x86::paging;
 use arch_x86::startup::{self, Choices, Physical, Platform};
-use arch_x86::{decode, host, rtc, run, time};
+use arch_x86::{decode, host, rtc, run};
 use corten_boot::info::{BootInfo, Module};
 use corten_boot::options::{Options, SerialOptions, VcpuCount};
 use corten_boot::{console, logger};
@@ -44,11 +44,10 @@ pub fn start(start: Start) -> ! {
 }
 
 fn bring_up(start: &Start) -> Result<&'static System<X86>, String> {
-    let origin = time::rdtsc();
     let (info, options, memory) = (start.info, &start.options, start.memory);
     let platform = Platform::read(&Physical(*memory.window()), info.rsdp)?;
     let choices = Choices { vpid: options.vpid.unwrap_or(true) };
-    let ready = startup::boot_cpu(memory, &platform, start.tables, choices, origin)?;
+    let ready = startup::boot_cpu(memory, &platform, start.tables, choices, start.entered_at)?;
     logger::set_clock(|| machine::clock().now().0);
     decode::prepare();
 
