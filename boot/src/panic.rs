@@ -125,7 +125,7 @@ fn begin() -> Emergency {
 fn backtrace(out: &mut Emergency, mut frame: u64) {
     let (mut last, mut repeated) = (0, 0);
     for _ in 0..MAX_FRAMES {
-        if frame % 8 != 0 || frame < 1 << 47 {
+        if !frame.is_multiple_of(8) || frame < 1 << 47 {
             break;
         }
         let (Some(next), Some(back)) = (fault::read_safe(frame), fault::read_safe(frame.wrapping_add(8))) else {
