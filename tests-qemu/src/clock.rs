@@ -42,3 +42,9 @@ pub fn spin(nanos: u64) {
         cpu::pause();
     }
 }
+
+/// How late something may be, in nanoseconds: an engine that counts instructions is punctual, one that lives in the host's time
+/// is as late as its host is busy.
+pub fn slop() -> u64 {
+    if tsc_hz() < 200_000_000 { 2_000_000 } else { 300_000_000 }
+}

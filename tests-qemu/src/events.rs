@@ -1,6 +1,6 @@
 //! Event channels of the two-level kind, and the calls that both kinds share.
 
-use crate::{hypercall, memory};
+use crate::{cpu, fault, hypercall, memory};
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use xen_abi::event::*;
 use xen_abi::hvm::{EvtchnUpcallVector, HVMOP_SET_EVTCHN_UPCALL_VECTOR};
@@ -112,4 +112,17 @@ pub fn selector() -> &'static AtomicU64 {
 pub fn acknowledge() {
     upcall_pending().store(0, Ordering::SeqCst);
     selector().swap(0, Ordering::SeqCst);
+}
+
+/// Lets in what waits already (setting an upcall vector raises it once), and says how often `vector` has come by then.
+pub fn settle(vector: u8) -> u32 {
+    acknowledge();
+    cpu::interrupts_on();
+    // An exit or two: what is pending goes in at the next entry.
+    for _ in 0..3 {
+        hypercall::call(numbers::XEN_VERSION, [0; 5]);
+    }
+    cpu::interrupts_off();
+    acknowledge();
+    fault::count(vector)
 }

@@ -130,3 +130,14 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     console::print(format_args!("TEST {}: no panic FAIL: {info}\n", guest_name()));
     power::off()
 }
+
+unsafe extern "C" {
+    static mut page_directories: [u64; 2048];
+}
+
+/// Puts a page table in the place of the 2 MiB at `address` (below 4 GiB).
+pub fn map_table(address: u64, table: u64) {
+    // SAFETY: one writer; what is mapped there is the caller's to know.
+    unsafe { (&raw mut page_directories[(address >> 21) as usize]).write_volatile(table | 3) };
+    crate::cpu::invlpg(address);
+}

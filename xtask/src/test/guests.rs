@@ -52,6 +52,37 @@ const GUESTS: &[Guest] = &[
         ],
         ..guest("msrs_refused", "MSRs that guests must not have are #GP")
     },
+    guest("events_two_level", "event channels, two-level"),
+    guest("events_fifo", "event channels, FIFO"),
+    guest("timers", "the hypervisor's timers and the local APIC's"),
+    guest("version_and_features", "what the hypervisor says of itself"),
+    guest("poll_and_yield", "yield, block, poll, watchdog"),
+    guest("vmx_instructions", "instructions that a guest is not offered are #UD"),
+    guest("fpu_state", "x87, SSE and AVX registers survive exits"),
+    guest("apic_priority", "the task priority, by its register and by CR8"),
+    guest("exceptions", "exceptions, NMI, STI shadow, control registers"),
+    Guest {
+        ends: Ends::Says(&["Triple fault", "triple fault"]),
+        ..guest("triple_fault", "a triple fault ends the guest alone")
+    },
+    Guest {
+        ends: Ends::Says(&["Hardware Dom0 halted", "Dom0 halted", "Dom0 powered off"]),
+        ..guest("shutdown_poweroff", "SCHEDOP_shutdown: power off")
+    },
+    Guest {
+        ends: Ends::Says(&["rebooting machine", "Dom0 reboot"]),
+        ..guest("shutdown_reboot", "SCHEDOP_shutdown: reboot")
+    },
+    Guest {
+        ends: Ends::Says(&["Hardware Dom0 crashed", "Dom0 crashed"]),
+        ..guest("shutdown_crash", "SCHEDOP_shutdown: crash")
+    },
+    guest("memory_ops", "memory map, reservations, pages placed and removed"),
+    guest("grant_self", "grants mapped, copied, refused"),
+    Guest { limit: 90, ..guest("runstate_and_clock", "system time, wall clock, runstates") },
+    guest("bad_pointer", "arguments that cannot be reached are -EFAULT"),
+    Guest { limit: 240, ..guest("malformed_hypercalls", "100,000 calls that make no sense") },
+    Guest { cpus: 2, limit: 120, ..guest("apic_ipi", "INIT, SIPI and IPIs between two vCPUs") },
     guest("ports", "ports that pass, are emulated, or read as ones"),
     guest("mmio_exits", "IO-APIC, local APIC page, holes"),
 ];

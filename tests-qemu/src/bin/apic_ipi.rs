@@ -1,0 +1,191 @@
+//! Two vCPUs: INIT and SIPI start the second, and interrupts go both ways in xAPIC and in x2APIC mode.
+
+#![no_std]
+#![no_main]
+
+use core::arch::global_asm;
+use core::sync::atomic::{AtomicU32, Ordering};
+use tests_qemu::events::{acknowledge, bind_ipi, send, set_upcall_vector};
+use tests_qemu::hypercall::call;
+use tests_qemu::tests::Tests;
+use tests_qemu::{acpi, apic, clock, cpu, fault, memory};
+use xen_abi::numbers::VCPU_OP;
+use xen_abi::vcpu::VCPUOP_IS_UP;
+
+tests_qemu::guest!(main);
+
+const TO_SECOND: u8 = 0x60;
+const TO_FIRST: u8 = 0x61;
+const UPCALL: u8 = 0xf3;
+const SELF: u8 = 0x62;
+
+global_asm!(
+    r#"
+    .section .text.second, "ax", @progbits
+    // Copied to a page below 1 MiB, where it starts in real mode.
+    .code16
+    .global second_start
+second_start:
+    cli
+    .byte 0x2e, 0x66, 0x0f, 0x01, 0x16  // lgdt cs:[pointer], 32-bit base
+    .word second_gdt_pointer - second_start
+    mov eax, cr0
+    or eax, 1
+    mov cr0, eax
+    .byte 0x66, 0xea                    // far jump to 32-bit code
+    .long second_protected
+    .word 0x18
+    .balign 4
+second_gdt_pointer:
+    .word 31
+    .long boot_gdt
+    .global second_end
+second_end:
+    .code32
+second_protected:
+    mov eax, 0x10
+    mov ds, eax
+    mov ss, eax
+    mov esp, offset second_stack_top
+    call enter_long_mode
+    .code64
+    mov esp, offset second_stack_top
+    call second_main
+    ud2
+    .section .bss.second, "aw", @nobits
+    .balign 16
+    .skip 16384
+second_stack_top:
+"#
+);
+
+unsafe extern "C" {
+    static second_start: u8;
+    static second_end: u8;
+}
+
+/// How far the second vCPU is: 1 up, 2 in x2APIC mode.
+static STATE: AtomicU32 = AtomicU32::new(0);
+static MODE: AtomicU32 = AtomicU32::new(0);
+static SECOND_ID: AtomicU32 = AtomicU32::new(0);
+
+#[unsafe(no_mangle)]
+extern "C" fn second_main() -> ! {
+    fault::load();
+    apic::enable();
+    SECOND_ID.store(cpu::apic_id(), Ordering::SeqCst);
+    STATE.store(1, Ordering::SeqCst);
+    loop {
+        cpu::interrupts_on();
+        cpu::pause();
+        if MODE.load(Ordering::SeqCst) == 2 && STATE.load(Ordering::SeqCst) == 1 {
+            cpu::interrupts_off();
+            cpu::wrmsr(apic::BASE_MSR, cpu::rdmsr(apic::BASE_MSR) | 1 << 10);
+            STATE.store(2, Ordering::SeqCst);
+        }
+    }
+}
+
+fn main(t: &mut Tests) {
+    apic::enable();
+    fault::on_interrupt(SELF, |_| {});
+    fault::on_interrupt(TO_FIRST, |_| {});
+    fault::on_interrupt(UPCALL, |_| acknowledge());
+    fault::on_interrupt(TO_SECOND, |_| apic::send(0, TO_FIRST.into()));
+
+    let mut ids = [u32::MAX; 4];
+    let mut count = 0;
+    acpi::madt_entries(|kind, entry| {
+        if kind == 0 && acpi::field::<u32>(entry + 4) & 1 != 0 && count < 4 {
+            ids[usize::from(acpi::field::<u8>(entry + 2)) & 3] = acpi::field::<u8>(entry + 3).into();
+            count += 1;
+        }
+    });
+    t.equal("the MADT has two processors", count, 2);
+    t.equal("their UIDs are vCPU ids, their APIC ids twice that", [ids[0], ids[1]], [0, 2]);
+    t.returns("the second vCPU is down", call(VCPU_OP, [VCPUOP_IS_UP.into(), 1, 0, 0, 0]), 0);
+    own(t, 1);
+    start(t, ids[1]);
+    between(t, ids[1], 0);
+    event(t);
+
+    MODE.store(2, Ordering::SeqCst);
+    wait_for(|| STATE.load(Ordering::SeqCst) == 2);
+    t.equal("the second vCPU is in x2APIC mode", STATE.load(Ordering::SeqCst), 2);
+    apic::enter_x2apic();
+    t.equal("the id by MSR", apic::read(apic::ID), 0);
+    own(t, 2);
+    between(t, ids[1], 5);
+    t.check("xAPIC's page is gone", cpu::read32(apic::PAGE + 0x20) == u32::MAX);
+}
+
+fn wait_for(condition: impl Fn() -> bool) -> bool {
+    let end = clock::now() + 100_000_000 + clock::slop();
+    while clock::now() < end {
+        if condition() {
+            return true;
+        }
+        cpu::pause();
+    }
+    false
+}
+
+/// Interrupts to this vCPU itself, by shorthand and by id.
+fn own(t: &mut Tests, round: u32) {
+    let before = fault::count(SELF);
+    cpu::interrupts_on();
+    apic::send_self(SELF);
+    cpu::pause();
+    apic::send(cpu::apic_id(), SELF.into());
+    cpu::pause();
+    cpu::interrupts_off();
+    t.equal(if round == 1 { "to itself, xAPIC" } else { "to itself, x2APIC" }, fault::count(SELF), before + 2);
+}
+
+fn start(t: &mut Tests, id: u32) {
+    // Any page of RAM below 640 KiB will do.
+    let page = (1..0x90u64).rev().map(|index| index * 4096).find(|page| memory::is_ram(*page, 4096)).unwrap_or(0x8000);
+    let code = (&raw const second_start) as u64;
+    for offset in 0..(&raw const second_end) as u64 - code {
+        // SAFETY: copies code to a page of RAM that nothing else uses.
+        unsafe { ((page + offset) as *mut u8).write_volatile(((code + offset) as *const u8).read()) };
+    }
+    apic::send(id, 0x4500);
+    clock::spin(1_000_000);
+    t.equal("INIT alone starts nothing", STATE.load(Ordering::SeqCst), 0);
+    apic::send(id, 0x4600 | (page >> 12) as u32);
+    wait_for(|| STATE.load(Ordering::SeqCst) == 1);
+    t.equal("SIPI starts it", STATE.load(Ordering::SeqCst), 1);
+    t.equal("it has its APIC id", SECOND_ID.load(Ordering::SeqCst), id);
+    t.returns("it is up", call(VCPU_OP, [VCPUOP_IS_UP.into(), 1, 0, 0, 0]), 1);
+    apic::send(id, 0x4600 | (page >> 12) as u32);
+    clock::spin(1_000_000);
+    t.equal("a second SIPI is ignored", STATE.load(Ordering::SeqCst), 1);
+}
+
+/// There and back: the second vCPU's handler sends an interrupt to the first.
+fn between(t: &mut Tests, id: u32, before: u32) {
+    cpu::interrupts_on();
+    for round in 1..=5 {
+        apic::send(id, TO_SECOND.into());
+        wait_for(|| fault::count(TO_FIRST) == before + round);
+    }
+    cpu::interrupts_off();
+    t.equal("there", fault::count(TO_SECOND), before + 5);
+    t.equal("and back", fault::count(TO_FIRST), before + 5);
+}
+
+/// An event channel that notifies the second vCPU.
+fn event(t: &mut Tests) {
+    t.returns("an upcall vector of the second vCPU", set_upcall_vector(1, UPCALL), 0);
+    clock::spin(1_000_000);
+    let before = fault::count(UPCALL);
+    let port = bind_ipi(1).unwrap_or_default();
+    // The handler acknowledges vCPU 0's word only: clear the second one's here.
+    cpu::write64(memory::shared_info() + 64, 0);
+    cpu::write64(memory::shared_info() + 72, 0);
+    send(port);
+    wait_for(|| fault::count(UPCALL) > before);
+    t.check("an event wakes it", fault::count(UPCALL) > before);
+    t.check("its own word says so", cpu::read64(memory::shared_info() + 64) & 0xff == 1);
+}

@@ -1,0 +1,140 @@
+//! A hundred thousand hypercalls with arguments that make no sense, from a fixed seed. Nothing may break, nothing may be lost.
+
+#![no_std]
+#![no_main]
+
+use tests_qemu::hypercall::{call, op};
+use tests_qemu::memory;
+use tests_qemu::tests::Tests;
+use tests_qemu::{cpu, fault, say};
+use xen_abi::memory::{MemoryDomain, XENMEM_CURRENT_RESERVATION};
+use xen_abi::numbers::*;
+use xen_abi::types::DomainId;
+
+tests_qemu::guest!(main);
+
+const CALLS: u32 = 100_000;
+const SEED: u64 = 0x5eed_c0de_2026_0001;
+
+/// xorshift64*: the same numbers on every machine.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    /// A number of the kinds that break things: small, at an edge, an address, or anything.
+    fn argument(&mut self, scratch: u64) -> u64 {
+        match self.below(10) {
+            0..=2 => self.below(64),
+            3 => [0, 1, u64::MAX, 1 << 63, 0xffff_ffff, 0x7fff_ffff, 0x7ff0, 1 << 32][self.below(8) as usize],
+            4..=6 => scratch + self.below(512) * 8,
+            7 => 0x8000_0000_0000 + self.below(1 << 20),
+            8 => scratch + 4096 * 2 - self.below(16),
+            _ => self.next(),
+        }
+    }
+}
+
+/// What would end the guest, the machine, or the guest's only vCPU, or fill the console: these are not called. The rest of each
+/// hypercall is.
+fn is_allowed(number: u64, [a, b, c, ..]: [u64; 5]) -> bool {
+    let operation = a as u32;
+    match number {
+        // shutdown, remote_shutdown, shutdown_code; block and poll might sleep for ever; watchdog would end it later.
+        SCHED_OP => !matches!(operation, 1..=6),
+        SCHED_OP_COMPAT => false,
+        // down
+        VCPU_OP => !(operation == 3 || b == 0 && matches!(operation, 0 | 1)),
+        CONSOLE_IO => operation != 0 || b == 0 || c >= 0x8000_0000_0000,
+        // What a batch holds is not looked at here.
+        MULTICALL => false,
+        // Those with the right interface version are tried below by kind; debug keys reboot, CPUs go offline.
+        SYSCTL | DOMCTL | PLATFORM_OP => true,
+        // kexec into nothing
+        KEXEC_OP => operation != 0,
+        // A page might be taken away that the guest stands on.
+        MEMORY_OP => !matches!(operation & 0x3f, 7 | 15 | 23 | 1 | 11),
+        _ => true,
+    }
+}
+
+fn main(t: &mut Tests) {
+    // Two pages, and the page after them may not be reached.
+    let scratch = memory::page();
+    let _second = memory::page();
+    let before = reservation();
+    let mut random = Random(SEED);
+    let (mut made, mut refused, mut done) = (0u32, 0u32, 0u32);
+    while made < CALLS {
+        if made.is_multiple_of(64) {
+            fill(&mut random, scratch);
+        }
+        let number = random.below(56);
+        let arguments = core::array::from_fn(|_| random.argument(scratch));
+        if !is_allowed(number, arguments) || !is_harmless(number, arguments, scratch) {
+            continue;
+        }
+        let result = call(number, arguments);
+        made += 1;
+        if result < 0 {
+            refused += 1
+        } else {
+            done += 1
+        }
+        if result < -4095 {
+            t.check("an error is an errno", false);
+            say!("hypercall {number} {arguments:x?} returned {result}");
+            break;
+        }
+        if made.is_multiple_of(20_000) {
+            say!("{made} calls");
+        }
+    }
+    say!("{made} calls, {refused} refused, {done} done");
+    t.equal("as many calls as wanted", made, CALLS);
+    t.check("most are refused", refused > CALLS / 2);
+    t.equal("the guest has its memory", reservation(), before);
+    t.equal("no exception came but NMI", (0..32).filter(|vector| *vector != 2).map(fault::count).sum::<u32>(), 0);
+    t.returns("hypercalls still work", call(XEN_VERSION, [0, 0, 0, 0, 0]), 4 << 16 | 20);
+}
+
+/// Numbers of all kinds, in both pages.
+fn fill(random: &mut Random, scratch: u64) {
+    for word in 0..1024 {
+        let value = match random.below(4) {
+            0 => random.below(16),
+            1 => random.below(64) | random.below(64) << 32,
+            2 => random.argument(scratch),
+            _ => random.next(),
+        };
+        cpu::write64(scratch + word * 8, value);
+    }
+}
+
+/// Structures that are in the caller's memory are looked at, too.
+fn is_harmless(number: u64, [a, b, ..]: [u64; 5], scratch: u64) -> bool {
+    let pages = scratch..scratch + 8192 - 64;
+    match number {
+        // A platform operation, sysctl or domctl of a version that is spoken: none here, they have tests of their own.
+        PLATFORM_OP | SYSCTL | DOMCTL if pages.contains(&a) => {
+            cpu::write32(a + 4, 0xdead_0000 | cpu::read32(a + 4) & 0xff);
+            cpu::read32(a + 4) != 0
+        }
+        // Parameters that change how the guest is woken are fine; interrupts are off.
+        HVM_OP => a as u32 != 25 || !pages.contains(&b),
+        _ => true,
+    }
+}
+
+fn reservation() -> i64 {
+    op(MEMORY_OP, XENMEM_CURRENT_RESERVATION, &mut MemoryDomain { domid: DomainId::SELF })
+}

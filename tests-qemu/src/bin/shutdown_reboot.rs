@@ -1,0 +1,14 @@
+//! `SCHEDOP_shutdown` of Dom0 with the reason "reboot".
+
+#![no_std]
+#![no_main]
+
+use tests_qemu::power;
+use tests_qemu::tests::Tests;
+use xen_abi::sched::SHUTDOWN_REBOOT;
+
+tests_qemu::guest!(main);
+
+fn main(_: &mut Tests) {
+    power::shut_down(SHUTDOWN_REBOOT);
+}
