@@ -271,9 +271,10 @@ fn leave_fifo(events: &EventChannels) {
 pub fn init_control(guest: &impl Guest, vcpu: VcpuId, block: Area) -> Result<(), Errno> {
     let events = guest.events();
     events.check_vcpu(vcpu)?;
-    let _changes = events.changes.lock();
+    let changes = events.changes.lock();
     if events.uses_fifo() {
         events.fifo.read().as_ref().ok_or(Errno::EINVAL)?.add_control(vcpu, block)?;
+        drop(changes);
         for (port, slot) in events.ports.iter_from(1) {
             raise_early(guest, port, slot);
         }
@@ -284,6 +285,7 @@ pub fn init_control(guest: &impl Guest, vcpu: VcpuId, block: Area) -> Result<(),
     *events.fifo.write() = Some(fifo);
     // From here on senders use the new ABI. One that did not see this yet looks again after it has set its bit (`raise`).
     events.fifo_in_use.store(true, Ordering::SeqCst);
+    drop(changes);
     for (port, slot) in events.ports.iter_from(1) {
         if !slot.state().is_free() && two_level::is_pending(guest, port) {
             two_level::clear_pending(guest, port);
@@ -296,11 +298,13 @@ pub fn init_control(guest: &impl Guest, vcpu: VcpuId, block: Area) -> Result<(),
 /// EVTCHNOP_expand_array: one more page of event words. EOPNOTSUPP without the FIFO ABI, ENOSPC if every port has its word.
 pub fn expand_array(guest: &impl Guest, page: SharedPage) -> Result<(), Errno> {
     let events = guest.events();
-    let _changes = events.changes.lock();
-    if !events.uses_fifo() {
-        return Err(Errno::EOPNOTSUPP);
-    }
-    let added = events.fifo.read().as_ref().ok_or(Errno::EOPNOTSUPP)?.add_words(page)?;
+    let added = {
+        let _changes = events.changes.lock();
+        if !events.uses_fifo() {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        events.fifo.read().as_ref().ok_or(Errno::EOPNOTSUPP)?.add_words(page)?
+    };
     let within = events.ports.iter_from(added.start).take_while(|(port, _)| port.0 < added.end);
     for (port, slot) in within {
         raise_early(guest, port, slot);

@@ -30,7 +30,7 @@ pub trait Shared {
     fn info(&self, vcpu: VcpuId) -> Option<(&SharedPage, usize)>;
 }
 
-/// How vCPUs are told. These may be called with the domain's lock held (rank Events).
+/// How vCPUs are told. None of this is called with a lock of the event channels held.
 pub trait Guest: Shared {
     /// `evtchn_upcall_pending` of this vCPU became 1.
     fn upcall(&self, vcpu: VcpuId);
