@@ -119,6 +119,7 @@ extern "C" fn guest_start(start_info: u64) -> ! {
     START_INFO.store(start_info, Ordering::Relaxed);
     hypercall::init();
     fault::init();
+    power::init();
     let mut tests = tests::Tests::new(guest_name());
     guest_main(&mut tests);
     tests.finish();

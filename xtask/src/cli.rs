@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::engine::{Choice, Options};
-use crate::{build, image, once, run, test};
+use crate::{build, image, layout, lint, once, packages, run, test};
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -24,6 +24,13 @@ enum Command {
     Run(RunArgs),
     /// Run the tests: host tests, then Corten in the engines
     Test(TestArgs),
+    /// Check formatting, clippy and the house rules
+    Lint,
+    /// Write xen-abi's layout assertions anew from Xen's public headers
+    Layout {
+        /// The directory of Xen's headers (libxen-dev's /usr/include/xen; default: Debian 13's, fetched)
+        headers: Option<PathBuf>,
+    },
     /// Boot once without a terminal: the whole console goes to standard output, the logs to target/once
     BootOnce(OnceArgs),
 }
@@ -121,6 +128,12 @@ impl Cli {
             Command::Image(boot) => image::command(&boot).map(|_| ExitCode::SUCCESS),
             Command::Run(args) => run::command(&args),
             Command::Test(args) => test::command(&args),
+            Command::Lint => lint::command().map(|()| ExitCode::SUCCESS),
+            Command::Layout { headers } => {
+                let headers = headers.map_or_else(packages::xen_headers, Ok)?;
+                let table = crate::paths::root().join("hypervisor/xen-abi/src/layout.rs");
+                layout::generate(&headers, &table).map(|()| ExitCode::SUCCESS)
+            }
             Command::BootOnce(args) => once::command(&args),
         }
     }

@@ -7,6 +7,8 @@ mod cpio;
 mod dom0;
 mod engine;
 mod image;
+mod layout;
+mod lint;
 mod once;
 mod packages;
 mod paths;

@@ -237,6 +237,12 @@ pub fn xen() -> Result<PathBuf> {
     if image.exists() { Ok(image) } else { bail!("Debian's Xen package has no {}", image.display()) }
 }
 
+/// Xen's public headers.
+pub fn xen_headers() -> Result<PathBuf> {
+    let dir = cached("libxen-dev", |dir| Suite::new("trixie")?.unpack("libxen-dev", &["./usr/include/*"], dir))?;
+    Ok(dir.join("usr/include/xen"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

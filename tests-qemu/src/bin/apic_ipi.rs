@@ -96,8 +96,14 @@ fn main(t: &mut Tests) {
     let mut ids = [u32::MAX; 4];
     let mut count = 0;
     acpi::madt_entries(|kind, entry| {
-        if kind == 0 && acpi::field::<u32>(entry + 4) & 1 != 0 && count < 4 {
-            ids[usize::from(acpi::field::<u8>(entry + 2)) & 3] = acpi::field::<u8>(entry + 3).into();
+        // A local APIC (type 0) or a local x2APIC (type 9): UID, APIC id, flags.
+        let (uid, id, flags): (u32, u32, u32) = match kind {
+            0 => (acpi::field::<u8>(entry + 2).into(), acpi::field::<u8>(entry + 3).into(), acpi::field(entry + 4)),
+            9 => (acpi::field(entry + 12), acpi::field(entry + 4), acpi::field(entry + 8)),
+            _ => return,
+        };
+        if flags & 1 != 0 && uid < 4 {
+            ids[uid as usize] = id;
             count += 1;
         }
     });

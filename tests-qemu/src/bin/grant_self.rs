@@ -40,7 +40,7 @@ impl Table {
             host_addr: self.hole,
             flags,
             gref: GrantRef(gref),
-            dom: DomainId::SELF,
+            dom: DomainId::DOM0,
             status: 99,
             ..Default::default()
         }];
@@ -128,6 +128,9 @@ fn refusals(t: &mut Tests, table: &Table) {
     t.equal("an entry of no frame", table.map(REF + 1, GNTMAP_HOST_MAP).status, GNTST_BAD_PAGE);
     t.equal("and it is free again", table.flags(REF + 1), GTF_PERMIT_ACCESS);
     t.equal("a mapping of no kind", table.map(REF, 0).status, GNTST_BAD_GNTREF);
+    let mut by_self = [MapGrantRef { dom: DomainId::SELF, flags: GNTMAP_HOST_MAP, ..Default::default() }];
+    t.returns("of the caller as such", grant_op(GNTTABOP_MAP_GRANT_REF, &mut by_self), 0);
+    t.equal("is of no domain", by_self[0].status, GNTST_BAD_DOMAIN);
     let mut elsewhere = [MapGrantRef { dom: DomainId(1234), flags: GNTMAP_HOST_MAP, ..Default::default() }];
     t.returns("of a domain that is not there", grant_op(GNTTABOP_MAP_GRANT_REF, &mut elsewhere), 0);
     t.equal("its status is so", elsewhere[0].status, GNTST_BAD_DOMAIN);
