@@ -31,13 +31,17 @@ use xen_abi::x86::{XEN_HVM_CPUID_EXT_DEST_ID, XEN_HVM_CPUID_UPCALL_VECTOR, XEN_H
 use crate::acpi;
 use crate::context::{Context, SwitchedRegisters};
 use crate::devices::Devices;
+use crate::devices::pci::PciBus;
 use crate::engine::{Engine, Nested};
 use crate::event::Pending;
-use crate::fault::rdmsr_safe;
+use crate::fault::{rdmsr_safe, wrmsr_safe};
 use crate::fpu::{self, FpuArea};
 use crate::machine::{self, X86, X86Domain, X86Vcpu};
+use crate::pci_host::Hardware;
 use crate::percpu::{self, Resident};
+use crate::policy::Vendor;
 use crate::policy::cpuid::{CpuidOptions, CpuidPolicy, TscInfo};
+use crate::policy::features::{self, Feature};
 use crate::policy::msr::{MsrOptions, MsrPolicy, VcpuMsrs};
 use crate::regs::GuestRegs;
 use crate::segment::StartState;
@@ -45,11 +49,16 @@ use crate::startup::{Platform, Ready};
 use crate::vdev::ports::{PmTimer, Ports};
 use crate::vdev::vioapic::{Description, Gsi, IoApics};
 use crate::vdev::vlapic::Vlapic;
+use crate::vdev::vpci::ecam::Ecam;
 use crate::vmx;
+use crate::vmx::caps::{Caps, Secondary};
 use crate::vmx::guest::{Resources, VmxVcpu};
 
 const PAGE: u64 = mm::PAGE_SIZE as u64;
 const GIB: u64 = 1 << 30;
+
+/// Local APICs, and where devices write their interrupt messages.
+const MESSAGES: Range<u64> = 0xfee0_0000..0xfef0_0000;
 
 /// What the user gives Dom0.
 pub struct Wanted<'a> {
@@ -243,6 +252,7 @@ fn assemble(
     let p2m = P2m::new(Nested::Ept(vmx::cpu::format(ready.caps)), memory, DomainId::DOM0)
         .map_err(|why| format!("Dom0's page tables: {why:?}"))?;
     map_memory(&p2m, platform, wanted, &share)?;
+    let pci = find_pci(&p2m, platform, wanted)?;
 
     let clock = machine::clock();
     let scale = clock.scale();
@@ -263,13 +273,14 @@ fn assemble(
                 shift: scale.tsc_shift,
             },
             xcr0_limit: fpu::switched_states(),
+            without: &withheld(ready.caps),
             hvm_features: XEN_HVM_CPUID_X2APIC_VIRT | XEN_HVM_CPUID_UPCALL_VECTOR | XEN_HVM_CPUID_EXT_DEST_ID,
             ..CpuidOptions::default()
         },
     );
     let physical_bits = cpuid.answer(0x8000_0008, 0, &Default::default())[0] as u8;
     let msr = MsrPolicy::for_domain(
-        rdmsr_safe,
+        read_host_msr,
         &cpuid,
         &MsrOptions { hardware_domain: true, pat_switched: true, physical_bits },
     );
@@ -277,7 +288,10 @@ fn assemble(
         let port = fadt.pm_timer.and_then(|register| register.port())?;
         Some(PmTimer { port, wide: fadt.pm_timer_32_bits })
     });
-    let ports = Ports::dom0(pm_timer, &wanted.hidden_ports).ok_or("too many ports to hide")?;
+    let power = platform.power_ports();
+    let ports = Ports::dom0(pm_timer, &wanted.hidden_ports)
+        .ok_or("too many ports to hide")?
+        .with_power_control([power.pm1a, power.pm1b]);
     let descriptions: Vec<Description> = ready
         .io_apics
         .iter()
@@ -293,7 +307,7 @@ fn assemble(
 
     let bitmaps = bitmaps(memory, &ports, &msr).ok_or("no memory for Dom0's bitmaps")?;
     let cr4_allowed = !cpuid.cr4_reserved();
-    let devices = Devices::new(io_apics, ports, wanted.hidden_gsi);
+    let devices = Devices::new(io_apics, ports, Some(pci), wanted.hidden_gsi);
 
     let mut vcpus = Vec::new();
     for id in 0..wanted.vcpus {
@@ -391,7 +405,7 @@ fn map_memory(p2m: &P2m<Nested>, platform: &Platform, wanted: &Wanted<'_>, share
         devices.remove(region.start & !(PAGE - 1)..region.end.next_multiple_of(PAGE)).map_err(no_memory)?;
     }
     // What Corten owns: local APIC and the window of messages, I/O APICs, configuration space, and the HPET but for reading.
-    devices.remove(0xfee0_0000..0xfef0_0000).map_err(no_memory)?;
+    devices.remove(MESSAGES).map_err(no_memory)?;
     for io_apic in &platform.madt.io_apics {
         let at = u64::from(io_apic.address) & !(PAGE - 1);
         devices.remove(at..at + PAGE).map_err(no_memory)?;
@@ -408,6 +422,65 @@ fn map_memory(p2m: &P2m<Nested>, platform: &Platform, wanted: &Wanted<'_>, share
         map(&range, PageKind::Mmio, MemoryType::Uncacheable)?;
     }
     Ok(())
+}
+
+/// The PCI functions, and what they decode in Dom0's memory.
+fn find_pci(p2m: &P2m<Nested>, platform: &Platform, wanted: &Wanted<'_>) -> Result<PciBus, String> {
+    let no_memory = |_| String::from("no memory to lay out the PCI devices");
+    let mut reserved = RangeSet::new();
+    for region in wanted.map.iter().filter(|region| region.kind != RegionKind::Reserved) {
+        reserved.insert(region.start & !(PAGE - 1)..region.end.next_multiple_of(PAGE)).map_err(no_memory)?;
+    }
+    reserved.insert(MESSAGES).map_err(no_memory)?;
+    for io_apic in &platform.madt.io_apics {
+        let at = u64::from(io_apic.address) & !(PAGE - 1);
+        reserved.insert(at..at + PAGE).map_err(no_memory)?;
+    }
+    let bus = PciBus::new(Hardware::new(reserved), has_extended_ports());
+    for segment in &platform.mcfg.segments {
+        let acpi::Ecam { base, segment, first_bus, last_bus } = *segment;
+        if let Err(why) = bus.add_window(Ecam { base: GuestPhys(base), segment, first_bus, last_bus }) {
+            log::warn!(target: "pci", "segment {segment:04x}: its configuration space at {base:#x} cannot be used ({why:?})");
+        }
+    }
+    bus.discover(p2m, 0, 0, &wanted.hidden_ports);
+    for segment in platform.mcfg.segments.iter().filter(|segment| segment.segment != 0) {
+        bus.discover(p2m, segment.segment, segment.first_bus, &wanted.hidden_ports);
+    }
+    Ok(bus)
+}
+
+/// AMD since family 10h: port 0xcf8 takes four more bits of the register.
+fn has_extended_ports() -> bool {
+    let CpuidResult { eax, ebx, ecx, edx } = __cpuid_count(0, 0);
+    let signature = __cpuid_count(1, 0).eax;
+    let family = (signature >> 8 & 0xf) + (signature >> 20 & 0xff);
+    Vendor::of([eax, ebx, ecx, edx]) == Vendor::Amd && family >= 0x10
+}
+
+/// Features of this CPU that a guest cannot have: the control is missing that lets an instruction through, or the state behind
+/// it is not switched between guests.
+fn withheld(caps: &Caps) -> Vec<Feature> {
+    let controlled = [
+        (Secondary::ENABLE_RDTSCP, features::RDTSCP),
+        (Secondary::ENABLE_INVPCID, features::INVPCID),
+        (Secondary::ENABLE_XSAVES, features::XSAVES),
+    ];
+    let missing = controlled.into_iter().filter(|(control, _)| !caps.has(*control)).map(|(_, feature)| feature);
+    // IA32_SPEC_CTRL is not switched, and commands to the predictors and the cache are not passed on.
+    missing.chain([features::IBRSB, features::IBPB, features::L1D_FLUSH]).collect()
+}
+
+/// An MSR of this CPU, for the guests' policy.
+fn read_host_msr(msr: u32) -> Option<u64> {
+    const MICROCODE_REVISION: u32 = 0x8b;
+    if msr == MICROCODE_REVISION {
+        // The revision is loaded by CPUID (SDM Vol. 3, 10.11.7.1).
+        // SAFETY: the register holds nothing but what is loaded into it here.
+        unsafe { wrmsr_safe(MICROCODE_REVISION, 0) };
+        __cpuid_count(1, 0);
+    }
+    rdmsr_safe(msr)
 }
 
 /// I/O bitmaps A and B, and the MSR bitmap (SDM Vol. 3, 25.6.4 and 25.6.9).

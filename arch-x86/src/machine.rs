@@ -23,7 +23,7 @@ use crate::percpu;
 use crate::policy::cpuid::CpuidPolicy;
 use crate::policy::msr::MsrPolicy;
 use crate::time::Clock;
-use crate::vdev::vlapic::{LapicInbox, Message, Posted};
+use crate::vdev::vlapic::{Delivery, LapicInbox, Message, Posted, Target};
 
 /// Guests' local-APIC ids are this many times the vCPU's number, as Xen has it.
 pub const APIC_IDS_A_VCPU: u32 = 2;
@@ -160,10 +160,25 @@ impl X86Domain {
     }
 }
 
-/// Delivers an interrupt message within a domain.
+/// Delivers an interrupt message within a domain. `sender` is the vCPU whose local APIC sent it.
+#[inline]
 pub fn deliver(domain: &Domain<X86>, sender: Option<u32>, message: Message) {
-    let apics = domain.vcpus.iter().map(|vcpu| (vcpu.id.0, vcpu.machine.inbox.identity()));
-    let turn = domain.machine.turn.fetch_add(1, Ordering::Relaxed);
+    // An id names a vCPU: the others need not be looked at.
+    let candidates = match (message.target, sender) {
+        (Target::Destination(destination), _) => {
+            let ids = destination.candidates();
+            ids.start().div_ceil(APIC_IDS_A_VCPU)..=ids.end() / APIC_IDS_A_VCPU
+        }
+        (Target::Myself, Some(own)) => own..=own,
+        (Target::Myself | Target::Everyone | Target::EveryoneElse, _) => 0..=u32::MAX,
+    };
+    let vcpus = domain.vcpus.iter().skip(*candidates.start() as usize);
+    let vcpus = vcpus.take((candidates.end().saturating_sub(*candidates.start()) as usize).saturating_add(1));
+    let apics = vcpus.map(|vcpu| (vcpu.id.0, vcpu.machine.inbox.identity()));
+    let turn = match message.delivery {
+        Delivery::LowestPriority => domain.machine.turn.fetch_add(1, Ordering::Relaxed),
+        _ => 0,
+    };
     for receiver in message.receivers(sender, apics, turn) {
         let Some(vcpu) = domain.vcpu(xen_abi::types::VcpuId(receiver)) else { continue };
         if vcpu.machine.inbox.accept(message.delivery, message.vector, message.level) == Posted::New {
@@ -176,7 +191,8 @@ pub fn deliver(domain: &Domain<X86>, sender: Option<u32>, message: Message) {
 pub fn rouse(vcpu: &Vcpu<X86>) {
     let (cpu, key) = vcpu.machine.place();
     let here = percpu::this();
-    let woken = vcpu.clear_hold(hold::BLOCKED);
+    // INIT and SIPI are for a vCPU that does not run: the CPU that has it looks at them all the same.
+    let woken = vcpu.clear_hold(hold::BLOCKED) || vcpu.machine.inbox.startup_pending();
     let Some(there) = (if cpu == here.id { Some(here) } else { percpu::get(cpu) }) else { return };
     if woken {
         there.wake(key);
@@ -242,17 +258,26 @@ impl Machine for X86 {
 
     #[inline]
     fn upcall(&self, domain: &Domain<Self>, vcpu: &Vcpu<Self>) {
-        match vcpu.upcall_vector() {
+        let posted = match vcpu.upcall_vector() {
             0 => match domain.callback() {
-                Callback::None => {}
-                Callback::Vector(_) => vcpu.machine.upcall_due.store(true, Ordering::Release),
-                Callback::Gsi(gsi) => domain.machine.devices.pulse(domain, u32::from(gsi)),
+                Callback::None => Posted::Nothing,
+                Callback::Vector(_) if vcpu.machine.upcall_due.swap(true, Ordering::SeqCst) => Posted::Nothing,
+                Callback::Vector(_) => Posted::New,
+                Callback::Gsi(gsi) => {
+                    // Whoever gets the interrupt is roused for it.
+                    domain.machine.devices.pulse(domain, u32::from(gsi));
+                    Posted::Nothing
+                }
             },
-            vector => {
-                let _ = vcpu.machine.inbox.post(vector, false);
-            }
+            vector => vcpu.machine.inbox.post(vector, false),
+        };
+        // Where the interrupt was requested before and waits, it has been told, and the next entry sees the request. But
+        // SCHEDOP_block waits for an event and not for an interrupt: a guest that keeps interrupts off may block with the request
+        // of an earlier event still waiting, and the event must wake it. It sets the hold before it looks at
+        // `evtchn_upcall_pending`, which was set before this look at the hold: one of the two sees the other.
+        if posted == Posted::New || vcpu.holds() & hold::BLOCKED != 0 {
+            rouse(vcpu);
         }
-        rouse(vcpu);
     }
 
     fn wake(&self, _domain: &Domain<Self>, vcpu: &Vcpu<Self>) {
@@ -322,7 +347,7 @@ impl Machine for X86 {
     }
 
     fn device(&self, domain: &Domain<Self>, request: DeviceRequest) -> Result<(), Errno> {
-        domain.machine.devices.request(domain, request)
+        domain.machine.devices.request(self, domain, request)
     }
 
     fn physical_cpu(&self, cpu: u32) -> Option<PhysicalCpu> {

@@ -43,3 +43,21 @@ pub fn outl(port: u16, value: u32) {
     // SAFETY: see the module.
     unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags)) };
 }
+
+/// Reads 1, 2 or 4 bytes.
+pub fn input(port: u16, size: u8) -> u32 {
+    match size {
+        1 => u32::from(inb(port)),
+        2 => u32::from(inw(port)),
+        _ => inl(port),
+    }
+}
+
+/// Writes 1, 2 or 4 bytes.
+pub fn output(port: u16, size: u8, value: u32) {
+    match size {
+        1 => outb(port, value as u8),
+        2 => outw(port, value as u16),
+        _ => outl(port, value),
+    }
+}

@@ -61,7 +61,8 @@ impl Platform {
         Ok(Platform { tables, madt, fadt, mcfg: mcfg.unwrap_or_default(), hpet })
     }
 
-    fn power_ports(&self) -> power::Ports {
+    /// The registers that switch the machine off and reset it.
+    pub fn power_ports(&self) -> power::Ports {
         let Some(fadt) = &self.fadt else { return power::Ports::default() };
         let port = |register: Option<crate::acpi::GenericAddress>| register.and_then(|address| address.port());
         power::Ports {

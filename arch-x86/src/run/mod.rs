@@ -136,7 +136,7 @@ impl Loaded {
             enter_state(system, vcpu, if offline { State::Offline } else { State::Blocked });
             cpu.block(self.key);
             // A wake-up between the look and the block is not lost.
-            if vcpu.is_runnable() {
+            if vcpu.is_runnable() || vcpu.machine.inbox.startup_pending() {
                 cpu.wake(self.key);
             }
         }

@@ -43,6 +43,7 @@ impl Running<'_> {
         match answer {
             Read::Value(value) => value,
             Read::Cmos(cell) => u32::from(read_cmos(cell)),
+            Read::Physical => crate::port::input(port, size),
             Read::Pci => devices.read_pci_port(port, size),
         }
     }
@@ -61,6 +62,13 @@ impl Running<'_> {
                         power::stop(&self.system.machine, PowerAction::Reboot)
                     }
                 }
+            }
+            Effect::PowerControl { sleeps } => {
+                if sleeps {
+                    // The machine may be off with this write: what Dom0 said last is to be out.
+                    (self.system.machine.hooks.console_flush)();
+                }
+                crate::port::output(port, size, value);
             }
             Effect::DebugConsole(byte) => (self.system.machine.hooks.console_write)(&[byte]),
         }

@@ -77,6 +77,8 @@ pub enum Read {
     Cmos(Cell),
     /// For the virtual PCI bus: configuration mechanism #1.
     Pci,
+    /// A read of the host's own port.
+    Physical,
 }
 
 /// What a write asks the run loop to do.
@@ -93,6 +95,10 @@ pub enum Effect {
     Reset(Reset),
     /// A byte for the domain's console.
     DebugConsole(u8),
+    /// A write to an ACPI power-management control register, to be made as it is. If it `sleeps`, the machine may be off afterwards.
+    PowerControl {
+        sleeps: bool,
+    },
 }
 
 /// What is at a port.
@@ -107,6 +113,7 @@ enum Device {
     Pci,
     ResetControl,
     DebugConsole,
+    PowerControl,
 }
 
 /// Most ranges that Corten keeps to itself: its console, and a spare.
@@ -119,6 +126,8 @@ pub struct Ports {
     host: bool,
     hidden: ArrayVec<RangeInclusive<u16>, MOST_HIDDEN>,
     pm_timer: Option<PmTimer>,
+    /// PM1a_CNT_BLK and PM1b_CNT_BLK, two bytes each; 0 for none. Dom0 has them, but not before the console is out.
+    power_control: [u16; 2],
     cmos: Cmos,
     /// Bits 1:0 of port 0x61: the gate of timer channel 2, and the speaker's.
     speaker: u8,
@@ -136,12 +145,19 @@ impl Ports {
         Some(ports)
     }
 
+    /// Watches the ACPI power-management control registers.
+    #[must_use]
+    pub fn with_power_control(self, power_control: [u16; 2]) -> Ports {
+        Ports { power_control, ..self }
+    }
+
     /// For a domain without the host's ports.
     pub const fn guest() -> Ports {
         Ports {
             host: false,
             hidden: ArrayVec::new_const(),
             pm_timer: None,
+            power_control: [0; 2],
             cmos: Cmos::new(),
             speaker: 0,
             reset_control: 0,
@@ -160,6 +176,7 @@ impl Ports {
             (RESET_CONTROL, _) => Device::ResetControl,
             (_, Some(timer)) if timer.ports().contains(&port) => Device::PmTimer(timer),
             _ if cmos::PORTS.contains(&port) => Device::Cmos,
+            _ if self.power_control.iter().any(|&first| first != 0 && port & !1 == first & !1) => Device::PowerControl,
             _ if PCI_CONFIG.contains(&port) => Device::Pci,
             _ if DENIED.iter().chain(&self.hidden).any(|range| range.contains(&port)) => Device::Nothing,
             _ => Device::PassedThrough,
@@ -177,6 +194,8 @@ impl Ports {
                 Some(last) if PCI_CONFIG.contains(&last) => Device::Pci,
                 _ => Device::Nothing,
             },
+            // Two bytes, or four with the two behind them, as some kernels have it.
+            Device::PowerControl => device,
             Device::PmTimer(_) if last.is_some_and(|last| self.device(last) == device) => device,
             _ if size == 1 => device,
             _ => Device::Nothing,
@@ -205,6 +224,7 @@ impl Ports {
                 cmos::Access::Physical(cell) => return Read::Cmos(cell),
             },
             Device::Pci => return Read::Pci,
+            Device::PowerControl => return Read::Physical,
             Device::PmTimer(timer) => {
                 let byte = u32::from(port.saturating_sub(timer.port) & 3);
                 timer.value(now) >> (byte << 3) & ones
@@ -233,6 +253,11 @@ impl Ports {
                 None => Effect::Nothing,
             },
             Device::Pci => Effect::Pci,
+            Device::PowerControl => {
+                // SLP_EN is bit 13 (ACPI 6.5, table 4.13): it may come in a byte of its own.
+                let shift = u32::from(port & 1) << 3;
+                Effect::PowerControl { sleeps: value.wrapping_shl(shift) & 1 << 13 != 0 }
+            }
             Device::Speaker => {
                 self.speaker = value as u8 & 0b11;
                 Effect::Nothing
@@ -300,6 +325,16 @@ mod tests {
         .flatten()
         .collect();
         assert_eq!(bitmap(&dom0()), expected);
+    }
+
+    #[test]
+    fn dom0_powers_off_by_the_host_s_register_which_is_watched() {
+        let mut ports = dom0().with_power_control([0x604, 0]);
+        assert_eq!(ports.read(0x604, 2, NOW), Read::Physical);
+        assert_eq!(ports.write(0x604, 2, 0x0001), Effect::PowerControl { sleeps: false });
+        assert_eq!(ports.write(0x604, 2, 0x2000), Effect::PowerControl { sleeps: true });
+        assert_eq!(ports.write(0x605, 1, 0x20), Effect::PowerControl { sleeps: true });
+        assert!(bitmap(&ports).contains(&0x604) && bitmap(&ports).contains(&0x605));
     }
 
     #[test]
