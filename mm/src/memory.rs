@@ -281,14 +281,18 @@ impl Memory {
     }
 
     /// Puts a frame of `owner`'s memory aside: it is no memory of its any more, yet nobody else's either. This is what
-    /// ballooning does to the frames of a one-to-one domain.
+    /// ballooning does to the frames of a one-to-one domain. Who refers to it may go on, but there are no new references.
     ///
     /// # Errors
-    /// As for [`free_owned`](Self::free_owned).
+    /// EINVAL if the frame is no owned memory, EPERM if it is another's.
     pub fn park(&self, mfn: Mfn, owner: DomainId) -> Result<(), Errno> {
         self.slot(mfn)
             .ok_or(Errno::EINVAL)?
-            .update(|state| owned_and_unreferenced(state, owner).map(|()| state.with_kind(FrameKind::Parked)))
+            .update(|state| match state.kind() {
+                FrameKind::Owned if state.owner() == owner => Ok(state.with_kind(FrameKind::Parked)),
+                FrameKind::Owned => Err(Errno::EPERM),
+                _ => Err(Errno::EINVAL),
+            })
             .map(|_| ())
     }
 
@@ -465,12 +469,11 @@ mod tests {
     }
 
     #[test]
-    fn a_referenced_frame_cannot_be_freed_parked_or_transferred() {
+    fn a_referenced_frame_cannot_be_freed_or_transferred() {
         let memory = fake::memory(64);
         let mfn = owned(memory);
         let reference = memory.reference(mfn, OWNER).unwrap();
         assert_eq!(memory.free_owned(mfn, 0, OWNER), Err(Errno::EBUSY));
-        assert_eq!(memory.park(mfn, OWNER), Err(Errno::EBUSY));
         assert_eq!(memory.transfer(mfn, OWNER, OTHER), Err(Errno::EBUSY));
         drop(reference);
         assert_eq!(memory.free_owned(mfn, 0, OWNER), Ok(()));
@@ -550,6 +553,22 @@ mod tests {
         memory.unpark(mfn, OWNER).unwrap();
         assert_eq!(memory.unpark(mfn, OWNER), Err(Errno::EINVAL));
         drop(memory.reference(mfn, OWNER).unwrap());
+    }
+
+    #[test]
+    fn a_frame_that_is_put_aside_while_it_is_referenced_is_nobody_elses_afterwards() {
+        let memory = fake::memory(64);
+        let mfn = owned(memory);
+        let free = memory.free_frames();
+        let reference = memory.reference(mfn, OWNER).unwrap();
+        assert_eq!(memory.park(mfn, OTHER), Err(Errno::EPERM));
+        memory.park(mfn, OWNER).unwrap();
+        drop(reference);
+        assert_eq!(memory.free_frames(), free);
+        memory.unpark(mfn, OWNER).unwrap();
+        memory.park(mfn, OWNER).unwrap();
+        memory.abandon(mfn, OWNER).unwrap();
+        assert_eq!(memory.free_frames(), free + 1);
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub use cache::P2mCache;
 pub use flush::Flush;
 pub use visit::Extent;
 
-use core::ops::Range;
+use core::ops::{ControlFlow, Range};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use xen_abi::errno::Errno;
@@ -233,11 +233,43 @@ impl<F: PageFormat> P2m<F> {
     /// # Errors
     /// EINVAL for a range beyond the end or an mfn that does not exist, ENOMEM; nothing has changed then.
     pub fn map(&self, gfn: Gfn, mfn: Mfn, frames: u64, kind: PageKind, memory: MemoryType) -> Result<Flush, Errno> {
+        self.map_if(gfn, mfn, frames, (kind, memory), || Ok(()))
+    }
+
+    /// As [`map`](Self::map), where nothing is mapped. A flush is due only if tables that have become empty give way to larger
+    /// pages.
+    ///
+    /// # Errors
+    /// EEXIST if something is mapped there.
+    pub fn map_absent(
+        &self,
+        gfn: Gfn,
+        mfn: Mfn,
+        frames: u64,
+        kind: PageKind,
+        memory: MemoryType,
+    ) -> Result<Flush, Errno> {
+        self.map_if(gfn, mfn, frames, (kind, memory), || match self.visit(gfn, frames, ControlFlow::Break) {
+            ControlFlow::Break(_) => Err(Errno::EEXIST),
+            ControlFlow::Continue(()) => Ok(()),
+        })
+    }
+
+    /// Maps what `check` agrees to under the map's lock.
+    fn map_if(
+        &self,
+        gfn: Gfn,
+        mfn: Mfn,
+        frames: u64,
+        (kind, memory): (PageKind, MemoryType),
+        check: impl FnOnce() -> Result<(), Errno>,
+    ) -> Result<Flush, Errno> {
         let range = Self::check_range(gfn, frames)?;
         if mfn.0.checked_add(frames).is_none_or(|end| end > Self::MAX_MFN) {
             return Err(Errno::EINVAL);
         }
         let mut retired = self.edit.lock();
+        check()?;
         let runs =
             Runs { at: range.start, end: range.end, shift: mfn.0.wrapping_sub(gfn.0), largest: self.format.largest() };
         for run in runs.clone() {

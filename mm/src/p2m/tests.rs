@@ -287,3 +287,30 @@ fn lookups_during_changes_see_the_old_or_the_new_mapping() {
         }
     });
 }
+
+#[test]
+fn nothing_is_mapped_over_where_absence_is_asked_for() {
+    let p2m = p2m(PageSize::Size2M, 64);
+    let absent = |gfn, frames| p2m.map_absent(Gfn(gfn), Mfn(gfn), frames, PageKind::Ram, WB);
+    assert!(absent(512, 512).unwrap().is_none());
+    assert_eq!(absent(1000, 100), Err(Errno::EEXIST));
+    assert_eq!(p2m.lookup(Gfn(1024)), None);
+    for gfn in 512..1024 {
+        let _ = p2m.unmap(Gfn(gfn), 1).unwrap();
+    }
+    // The table of 4 KiB pages is empty now, and gives way to one page.
+    assert!(!absent(512, 512).unwrap().is_none());
+    assert_eq!(p2m.lookup(Gfn(700)).map(|found| found.size), Some(PageSize::Size2M));
+}
+
+#[test]
+fn the_highest_gfn_is_found() {
+    let p2m = p2m(PageSize::Size1G, 64);
+    assert_eq!(p2m.highest_mapped(), None);
+    for (gfn, frames) in [(5, 1), (1 << 18, 1 << 18), (3 << 27, 7)] {
+        assert!(p2m.map(Gfn(gfn), Mfn(gfn), frames, PageKind::Mmio, WB).unwrap().is_none());
+        assert_eq!(p2m.highest_mapped(), Some(Gfn(gfn + frames - 1)));
+    }
+    let _ = p2m.unmap(Gfn(1 << 10), 1 << 30).unwrap();
+    assert_eq!(p2m.highest_mapped(), Some(Gfn(5)));
+}
