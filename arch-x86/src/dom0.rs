@@ -46,7 +46,7 @@ use crate::policy::msr::{MsrOptions, MsrPolicy, VcpuMsrs};
 use crate::regs::GuestRegs;
 use crate::segment::StartState;
 use crate::startup::{Platform, Ready};
-use crate::vdev::ports::{PmTimer, Ports};
+use crate::vdev::ports::Ports;
 use crate::vdev::vioapic::{Description, Gsi, IoApics};
 use crate::vdev::vlapic::Vlapic;
 use crate::vdev::vpci::ecam::Ecam;
@@ -284,12 +284,11 @@ fn assemble(
         &cpuid,
         &MsrOptions { hardware_domain: true, pat_switched: true, physical_bits },
     );
-    let pm_timer = platform.fadt.as_ref().and_then(|fadt| {
-        let port = fadt.pm_timer.and_then(|register| register.port())?;
-        Some(PmTimer { port, wide: fadt.pm_timer_32_bits })
-    });
+    // Corten's own clock is Dom0's: the PM timer reads as ones, as it does on Xen, and kernels leave it alone.
+    let mut hidden = wanted.hidden_ports.clone();
+    hidden.extend(platform.fadt.as_ref().and_then(|fadt| fadt.pm_timer?.port()).map(|port| port..=port.saturating_add(3)));
     let power = platform.power_ports();
-    let ports = Ports::dom0(pm_timer, &wanted.hidden_ports)
+    let ports = Ports::dom0(None, &hidden)
         .ok_or("too many ports to hide")?
         .with_power_control([power.pm1a, power.pm1b]);
     let descriptions: Vec<Description> = ready
@@ -424,8 +423,9 @@ fn map_memory(p2m: &P2m<Nested>, platform: &Platform, wanted: &Wanted<'_>, share
     Ok(())
 }
 
-/// The PCI functions, and what they decode in Dom0's memory.
-fn find_pci(p2m: &P2m<Nested>, platform: &Platform, wanted: &Wanted<'_>) -> Result<PciBus, String> {
+/// The PCI functions, and what they decode in Dom0's memory. Kept apart, as what it needs of the stack is much.
+#[inline(never)]
+fn find_pci(p2m: &P2m<Nested>, platform: &Platform, wanted: &Wanted<'_>) -> Result<Box<PciBus>, String> {
     let no_memory = |_| String::from("no memory to lay out the PCI devices");
     let mut reserved = RangeSet::new();
     for region in wanted.map.iter().filter(|region| region.kind != RegionKind::Reserved) {
@@ -436,7 +436,7 @@ fn find_pci(p2m: &P2m<Nested>, platform: &Platform, wanted: &Wanted<'_>) -> Resu
         let at = u64::from(io_apic.address) & !(PAGE - 1);
         reserved.insert(at..at + PAGE).map_err(no_memory)?;
     }
-    let bus = PciBus::new(Hardware::new(reserved), has_extended_ports());
+    let bus = Box::new(PciBus::new(Hardware::new(reserved), has_extended_ports()));
     for segment in &platform.mcfg.segments {
         let acpi::Ecam { base, segment, first_bus, last_bus } = *segment;
         if let Err(why) = bus.add_window(Ecam { base: GuestPhys(base), segment, first_bus, last_bus }) {

@@ -52,8 +52,8 @@ struct Current {
 }
 
 impl RoundRobin {
-    /// How long a vCPU runs while others wait.
-    pub const SLICE: Nanos = Nanos::from_millis(10);
+    /// How long a vCPU runs while others wait: Xen's default `sched_ratelimit_us`, so that one that is woken waits no longer than there.
+    pub const SLICE: Nanos = Nanos::from_millis(1);
 
     pub const fn new() -> RoundRobin {
         RoundRobin { members: Vec::new(), first: None, last: None, current: None }
