@@ -1,5 +1,9 @@
 //! A domain's virtual devices together, and how they hold on to the physical ones behind them.
 
+mod messages;
+pub mod pci;
+
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,16 +11,19 @@ use arrayvec::ArrayVec;
 use hypervisor::domain::Domain;
 use hypervisor::machine::DeviceRequest;
 use hypervisor::system::System;
+use mm::addr::GuestPhys;
 use mm::lock::{Lock, Rank};
 use xen_abi::errno::Errno;
 
+use self::pci::PciBus;
 use crate::apic::io::Wiring;
 use crate::apic::vectors::{self, Source};
 use crate::apic::{io, local};
 use crate::machine::{self, X86};
+use crate::pci::Width;
 use crate::vdev::ports::Ports;
 use crate::vdev::vioapic::{Effect, Gsi, IoApics};
-use crate::vdev::vlapic::Message;
+use crate::vdev::vpci::ecam::Ecam;
 
 /// GSIs that can be bound.
 const MOST_GSIS: usize = 256;
@@ -24,6 +31,8 @@ const MOST_GSIS: usize = 256;
 pub struct Devices {
     pub io_apics: Lock<IoApics>,
     pub ports: Lock<Ports>,
+    /// The machine's, for the domain that has its devices.
+    pci: Option<Box<PciBus>>,
     /// The GSI of Corten's own console.
     hidden_gsi: Option<u32>,
     gsis: Lock<Vec<Binding>>,
@@ -44,10 +53,11 @@ struct Binding {
 }
 
 impl Devices {
-    pub fn new(io_apics: IoApics, ports: Ports, hidden_gsi: Option<u32>) -> Devices {
+    pub fn new(io_apics: IoApics, ports: Ports, pci: Option<Box<PciBus>>, hidden_gsi: Option<u32>) -> Devices {
         Devices {
             io_apics: Lock::new(Rank::Events, io_apics),
             ports: Lock::new(Rank::Events, ports),
+            pci,
             hidden_gsi,
             gsis: Lock::new(Rank::Timers, Vec::new()),
             level: [const { AtomicU64::new(0) }; MOST_GSIS / 64],
@@ -168,7 +178,11 @@ impl Devices {
         };
         if let Some(word) = self.level.get(gsi as usize / 64) {
             let bit = 1u64 << (gsi % 64);
-            if wiring.level { word.fetch_or(bit, Ordering::Relaxed) } else { word.fetch_and(!bit, Ordering::Relaxed) };
+            if wiring.level {
+                word.fetch_or(bit, Ordering::Relaxed)
+            } else {
+                word.fetch_and(!bit, Ordering::Relaxed)
+            };
         }
         if !reroute {
             if !binding.serving {
@@ -180,49 +194,54 @@ impl Devices {
     }
 
     /// What answers at ports 0xcf8 to 0xcff.
+    #[inline]
     pub fn read_pci_port(&self, port: u16, size: u8) -> u32 {
-        use crate::port::{inb, inl, inw};
-        match size {
-            1 => u32::from(inb(port)),
-            2 => u32::from(inw(port)),
-            _ => inl(port),
+        match (&self.pci, Width::from_bytes(size)) {
+            (Some(pci), Some(width)) => pci.read_port(port, width),
+            _ => u32::MAX,
         }
     }
 
-    pub fn write_pci_port(&self, _system: &System<X86>, _domain: &Domain<X86>, port: u16, size: u8, value: u32) {
-        use crate::port::{outb, outl, outw};
-        match size {
-            1 => outb(port, value as u8),
-            2 => outw(port, value as u16),
-            _ => outl(port, value),
+    #[inline]
+    pub fn write_pci_port(&self, system: &System<X86>, domain: &Domain<X86>, port: u16, size: u8, value: u32) {
+        if let (Some(pci), Some(width)) = (&self.pci, Width::from_bytes(size)) {
+            pci.write_port(&system.machine, domain, port, width, value);
         }
     }
 
     /// Memory of virtual PCI devices: configuration windows and MSI-X tables. `None` if nothing answers.
-    pub fn read_memory(&self, _address: u64, _size: u8) -> Option<u64> {
-        None
+    pub fn read_memory(&self, address: u64, size: u8) -> Option<u64> {
+        self.pci.as_ref()?.read_memory(GuestPhys(address), Width::from_bytes(size)?)
     }
 
-    pub fn write_memory(&self, _system: &System<X86>, _domain: &Domain<X86>, _address: u64, _size: u8, _value: u64) {}
-
-    /// A message-signalled interrupt came.
-    pub fn message(&self, _domain: &Domain<X86>, _index: u32) {}
-
-    pub fn request(&self, domain: &Domain<X86>, request: DeviceRequest) -> Result<(), Errno> {
-        match request {
-            DeviceRequest::SetupGsi { gsi, level, active_low } => {
-                // The guest's own redirection entry says the same when it unmasks the pin; nothing is bound before that.
-                let _ = (domain, gsi, level, active_low);
-                Ok(())
-            }
-            _ => Ok(()),
+    pub fn write_memory(&self, system: &System<X86>, domain: &Domain<X86>, address: u64, size: u8, value: u64) {
+        if let (Some(pci), Some(width)) = (&self.pci, Width::from_bytes(size)) {
+            // Where no device answers, a write goes nowhere.
+            let _ = pci.write_memory(&system.machine, domain, GuestPhys(address), width, value);
         }
     }
-}
 
-/// Delivers a guest's message-signalled interrupt.
-pub fn deliver_message(domain: &Domain<X86>, address: u64, data: u32) {
-    if let Some(message) = Message::from_msi(address, data) {
-        machine::deliver(domain, None, message);
+    /// A message-signalled interrupt came.
+    #[inline]
+    pub fn message(&self, domain: &Domain<X86>, index: u32) {
+        if let Some(pci) = &self.pci {
+            pci.message(domain, index);
+        }
+    }
+
+    /// What a control domain asks by PHYSDEVOP. `-ENODEV` from a domain without a PCI bus; else see [`PciBus`].
+    pub fn request(&self, machine: &X86, domain: &Domain<X86>, request: DeviceRequest) -> Result<(), Errno> {
+        let pci = self.pci.as_ref().ok_or(Errno::ENODEV);
+        match request {
+            DeviceRequest::PciAdd(function) => pci?.add(machine, domain, function),
+            DeviceRequest::PciRemove(function) => pci?.remove(machine, domain, function),
+            DeviceRequest::PciReset(function) => pci?.reset(machine, domain, function),
+            DeviceRequest::Ecam { base, segment, first_bus, last_bus } => {
+                let ecam = Ecam { base: GuestPhys(base), segment, first_bus, last_bus };
+                pci?.reserve_window(machine, domain, ecam)
+            }
+            // The guest's own redirection entry says the same when it unmasks the pin; nothing is bound before that.
+            DeviceRequest::SetupGsi { .. } => Ok(()),
+        }
     }
 }

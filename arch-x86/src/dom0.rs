@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::arch::x86_64::{CpuidResult, __cpuid_count};
+use core::arch::x86_64::{__cpuid_count, CpuidResult};
 use core::ops::Range;
 
 use hypervisor::build::dom0_mem::{Dom0Mem, Size};
@@ -141,7 +141,8 @@ pub fn build(
     let files: Vec<&[u8]> = wanted.initrds.iter().map(|(_, bytes)| *bytes).collect();
     let arranged = initrd::arrange(&files).ok_or("no memory to arrange the initrd")?;
     let initrd_size = initrd::offsets(&arranged).1;
-    let acpi_size = acpi::dom0::size(&platform.tables, &platform.madt, wanted.vcpus).ok_or("no memory for Dom0's ACPI tables")?;
+    let acpi_size =
+        acpi::dom0::size(&platform.tables, &platform.madt, wanted.vcpus).ok_or("no memory for Dom0's ACPI tables")?;
     let told = Told { flags: 3, cmdline: wanted.cmdline, map: &share.map, initrd: None, rsdp: 0 };
     let start_info_size = told.size(8);
     let parts: Vec<Range<u64>> = wanted.initrds.iter().map(|(range, _)| range.clone()).collect();
@@ -286,11 +287,12 @@ fn assemble(
     );
     // Corten's own clock is Dom0's: the PM timer reads as ones, as it does on Xen, and kernels leave it alone.
     let mut hidden = wanted.hidden_ports.clone();
-    hidden.extend(platform.fadt.as_ref().and_then(|fadt| fadt.pm_timer?.port()).map(|port| port..=port.saturating_add(3)));
+    hidden.extend(
+        platform.fadt.as_ref().and_then(|fadt| fadt.pm_timer?.port()).map(|port| port..=port.saturating_add(3)),
+    );
     let power = platform.power_ports();
-    let ports = Ports::dom0(None, &hidden)
-        .ok_or("too many ports to hide")?
-        .with_power_control([power.pm1a, power.pm1b]);
+    let ports =
+        Ports::dom0(None, &hidden).ok_or("too many ports to hide")?.with_power_control([power.pm1a, power.pm1b]);
     let descriptions: Vec<Description> = ready
         .io_apics
         .iter()
@@ -347,11 +349,7 @@ fn assemble(
         .map
         .regions()
         .iter()
-        .map(|region| E820Entry {
-            addr: region.start,
-            size: region.end - region.start,
-            r#type: region.kind.to_e820(),
-        })
+        .map(|region| E820Entry { addr: region.start, size: region.end - region.start, r#type: region.kind.to_e820() })
         .collect();
     Ok(Domain::new(Parts {
         id: DomainId::DOM0,

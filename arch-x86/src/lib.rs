@@ -24,6 +24,7 @@ pub mod machine;
 pub mod msr;
 pub mod paging;
 pub mod pci;
+pub mod pci_host;
 pub mod percpu;
 pub mod policy;
 pub mod port;

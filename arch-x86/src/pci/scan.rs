@@ -46,14 +46,14 @@ pub fn scan(host: &impl PciHost, segment: u16, root: u8, mut found: impl FnMut(F
                         // Zero: not configured yet.
                         if secondary != 0 && !seen.insert(secondary) {
                             log::warn!(
-                                "pci: {sbdf}: bridge to bus {secondary:02x}, which was found before; not followed"
+                                target: "pci", "{sbdf}: bridge to bus {secondary:02x}, which was found before; not followed"
                             );
                         } else if secondary != 0 {
                             waiting.insert(secondary);
                         }
                     }
                     if let Some(fault) = it.fault {
-                        log::warn!("pci: {sbdf}: {fault}; the device is hidden");
+                        log::warn!(target: "pci", "{sbdf}: {fault}; the device is hidden");
                     }
                     if !found(it) {
                         return;

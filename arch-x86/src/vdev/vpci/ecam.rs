@@ -50,10 +50,19 @@ enum Target {
 }
 
 impl Vpci {
+    /// Whether a window is known, or a part of one that is.
+    pub fn knows_ecam(&self, window: &Ecam) -> bool {
+        self.ecam.iter().any(|known| {
+            (known.base, known.segment) == (window.base, window.segment)
+                && known.first_bus <= window.first_bus
+                && window.last_bus <= known.last_bus
+        })
+    }
+
     /// Remembers a window. Nothing happens if it is known. `-EINVAL` if it overlaps another one or wraps, `-ENOSPC` if there
     /// are too many.
     pub fn add_ecam(&mut self, window: Ecam) -> Result<(), Errno> {
-        if self.ecam.contains(&window) {
+        if self.knows_ecam(&window) {
             return Ok(());
         }
         let (start, end) = window.range();

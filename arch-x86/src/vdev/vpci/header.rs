@@ -74,7 +74,7 @@ impl Vpci {
             (false, true) => {
                 if let Some(place) = rom_place(&rom, after) {
                     if let Err(fault) = check_overlap(host, &[(rom.register, place)]) {
-                        log::warn!("pci: {}: {fault}; it stays off", slot.function.sbdf);
+                        log::warn!(target: "pci", "{}: {fault}; it stays off", slot.function.sbdf);
                         return;
                     }
                     self.map(at, rom.register, place, out);
@@ -97,7 +97,7 @@ impl Vpci {
         let Some(slot) = self.slots.get(at) else { return false };
         let places = slot.function.places(host);
         if let Err(fault) = check_overlap(host, &places) {
-            log::warn!("pci: {}: {fault}; its memory stays off", slot.function.sbdf);
+            log::warn!(target: "pci", "{}: {fault}; its memory stays off", slot.function.sbdf);
             return false;
         }
         for (register, place) in places {
@@ -137,6 +137,10 @@ impl Vpci {
         // The list has room for every BAR and the ROM.
         let _ = slot.mapped.try_push((register, place));
         if !shared {
+            // Dom0's memory may show what lies between devices. A table is not to be seen there.
+            for (first, frames) in holes(place, slot.msix.as_ref()) {
+                push(out, Effect::Unmap { gfn: Gfn(first), frames });
+            }
             for (first, frames) in pieces(place, slot.msix.as_ref()) {
                 push(out, Effect::Map { gfn: Gfn(first), mfn: Mfn(first), frames });
             }
@@ -171,22 +175,28 @@ impl Vpci {
     }
 }
 
-/// The runs of frames of a place that hold no MSI-X table: first frame and count.
+/// The runs of frames of a place that hold an MSI-X table or its pending bits: first frame and count.
+fn holes(place: Place, msix: Option<&MsixState>) -> ArrayVec<(u64, u64), 2> {
+    let (Mfn(mut start), Mfn(end)) = place.frames();
+    let holes = msix.map(MsixState::holes).unwrap_or_default();
+    let clipped = holes.into_iter().filter_map(|(Mfn(hole), Mfn(after))| {
+        let (first, after) = (hole.max(start), after.min(end));
+        start = start.max(after);
+        Some((first, after.checked_sub(first).filter(|&frames| frames != 0)?))
+    });
+    clipped.collect()
+}
+
+/// The other runs of frames of a place.
 fn pieces(place: Place, msix: Option<&MsixState>) -> ArrayVec<(u64, u64), 3> {
     let (Mfn(mut start), Mfn(end)) = place.frames();
     let mut pieces = ArrayVec::new();
-    let mut add = |from: u64, to: u64| {
-        if let Some(frames @ 1..) = to.checked_sub(from) {
+    for (hole, frames) in holes(place, msix).into_iter().chain([(end, 0)]) {
+        if let Some(before @ 1..) = hole.checked_sub(start) {
             // Two holes leave three pieces at most.
-            let _ = pieces.try_push((from, frames));
+            let _ = pieces.try_push((start, before));
         }
-    };
-    for (Mfn(hole), Mfn(after)) in msix.map(MsixState::holes).unwrap_or_default() {
-        if hole < end && after > start {
-            add(start, hole);
-            start = start.max(after);
-        }
+        start = hole.saturating_add(frames);
     }
-    add(start, end);
     pieces
 }

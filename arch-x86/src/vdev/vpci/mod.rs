@@ -100,8 +100,8 @@ pub enum Effect {
     },
 }
 
-/// The effects of one access. Seven places, cut by two tables, are mapped and unmapped once at most, and MSI and MSI-X have
-/// an effect each: they fit.
+/// The effects of one access. Seven places, cut by two tables, are mapped and unmapped once at most, tables are unmapped once,
+/// and MSI and MSI-X have an effect each: they fit.
 pub type Effects = ArrayVec<Effect, 24>;
 
 fn push(out: &mut Effects, effect: Effect) {
@@ -167,7 +167,7 @@ impl Vpci {
         }
         let function = Function::probe(host, sbdf).ok_or(Errno::ENODEV)?;
         if let Some(fault) = function.fault {
-            log::warn!("pci: {sbdf}: {fault}; the device is hidden");
+            log::warn!(target: "pci", "{sbdf}: {fault}; the device is hidden");
         }
         self.insert(host, function, out)
     }
