@@ -62,9 +62,12 @@ pub struct Clock {
     pub khz: u32,
     mul: u32,
     shift: i8,
-    /// 2^32 × ticks a nanosecond.
+    /// 2^48 × ticks a nanosecond, rounded up.
     inverse: u64,
 }
+
+/// Scale of [`Clock`]'s inverse: fine enough for a day to be exact to a nanosecond, coarse enough for centuries to fit 128 bits.
+const INVERSE_SHIFT: u32 = 48;
 
 impl Clock {
     /// System time zero is at the TSC's value `origin`.
@@ -81,7 +84,9 @@ impl Clock {
             shift += 1;
         }
         let mul = ((1_000_000_000u64 << 32) / rate) as u32;
-        let inverse = (u128::from(khz) << 32) / 1_000_000;
+        // The inverse of just this multiplier, not of the rate: so a deadline in ticks is never before the one in nanoseconds.
+        let inverse = (1u128 << (32 + INVERSE_SHIFT)).div_ceil(u128::from(mul));
+        let inverse = if shift < 0 { inverse << -shift } else { inverse.div_ceil(1 << shift) };
         Clock { origin, khz, mul, shift, inverse: inverse as u64 }
     }
 
@@ -110,8 +115,10 @@ impl Clock {
     /// The TSC's value at (or just after) a point in time.
     #[inline]
     pub fn tsc_at(&self, at: Nanos) -> u64 {
-        let ticks = (u128::from(at.0) * u128::from(self.inverse)) >> 32;
-        self.origin.saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX)).saturating_add(1)
+        let ticks = (u128::from(at.0) * u128::from(self.inverse)) >> INVERSE_SHIFT;
+        // One more for what the shift cut off, and as many as one step of the shifted counter has.
+        let step = if self.shift < 0 { 1u64 << -self.shift } else { 1 };
+        self.origin.saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX)).saturating_add(step)
     }
 
     pub fn scale(&self) -> ClockScale {
@@ -140,13 +147,13 @@ mod tests {
 
     #[test]
     fn a_deadline_is_never_early() {
-        for khz in [50_000, 1_000_000, 2_893_123] {
+        for khz in [50_000, 1_000_000, 2_893_123, 5_200_000] {
             let clock = Clock::new(77, khz);
-            for nanos in [0, 1, 999, 1_000_000, 86_400_000_000_000] {
+            for nanos in [0, 1, 999, 1_000_000, 86_400_000_000_000, 3_000_000_000_000_000] {
                 let reached = clock.nanos_at(clock.tsc_at(Nanos(nanos))).0;
-                let tick = 1_000_000 / u64::from(khz) + 1;
-                assert!(reached + nanos / 1_000_000_000 + 1 >= nanos, "{khz} {nanos} {reached}");
-                assert!(reached <= nanos + 2 * tick + nanos / 1_000_000_000 + 1, "{khz} {nanos} {reached}");
+                let tick = 4 * 1_000_000 / u64::from(khz) + 4;
+                assert!(reached >= nanos, "{khz} kHz: {reached} for {nanos}");
+                assert!(reached <= nanos + tick + nanos / 100_000_000_000_000, "{khz} kHz: {reached} for {nanos}");
             }
         }
     }
