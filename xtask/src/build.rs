@@ -24,6 +24,11 @@ pub fn build() -> Result<PathBuf> {
     Ok(image)
 }
 
+/// A test guest, or a helper for Dom0.
+pub fn guest(name: &str) -> PathBuf {
+    paths::target().join("x86_64-unknown-none/guest").join(name)
+}
+
 /// Builds the test guests, and the helpers that run inside Dom0.
 pub fn guests() -> Result<()> {
     let sh = Shell::new()?;

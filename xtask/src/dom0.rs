@@ -2,7 +2,7 @@
 
 use crate::cpio::Archive;
 use crate::packages::{self, Suite};
-use crate::{paths, progress};
+use crate::{build, paths, progress};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,6 +29,8 @@ const MODULES: &[&str] = &[
     "crc32c_generic",
     "af_packet",
 ];
+/// Programs that run inside Dom0.
+const HELPERS: &[&str] = &["dom0_sleep"];
 /// Where they are in the kernel's package: unpacking all of it would take a minute and half a gigabyte.
 const MODULE_FOLDERS: &[&str] = &[
     "drivers/ata",
@@ -90,6 +92,11 @@ impl Dom0 {
         self.assemble("initramfs", MODULES)
     }
 
+    /// Where `initramfs` has left it.
+    pub fn initramfs_path(&self) -> Result<PathBuf> {
+        Ok(paths::target_dir("dom0")?.join(format!("initramfs-{}.cpio", self.suite)))
+    }
+
     /// Busybox and the scripts alone: what a boot is measured with.
     pub fn small_initramfs(&self) -> Result<PathBuf> {
         self.assemble("busybox", &[])
@@ -119,13 +126,25 @@ impl Dom0 {
                     archive.symlink(&format!("bin/{applet}"), "busybox");
                 }
             }
-            let mut order = String::new();
-            for module in Modules::index(&self.tree)?.with_dependencies(modules)? {
-                archive.file(&format!("modules/{}.ko", module.name), 0o644, &module.image);
-                order.push_str(&module.name);
-                order.push('\n');
+            // Helpers of our own, where the test guests have been built.
+            for helper in HELPERS {
+                if let Ok(image) = std::fs::read(build::guest(helper)) {
+                    archive.file(&format!("bin/{helper}"), 0o755, &image);
+                }
             }
-            archive.file("modules/order", 0o644, order.as_bytes());
+            let index = Modules::index(&self.tree)?;
+            let mut packed: Vec<String> = Vec::new();
+            for name in modules {
+                let needed = index.with_dependencies(&[name])?;
+                let names: Vec<&str> = needed.iter().map(|module| module.name.as_str()).collect();
+                archive.file(&format!("modules/{name}.needs"), 0o644, (names.join("\n") + "\n").as_bytes());
+                for module in needed {
+                    if !packed.contains(&module.name) {
+                        archive.file(&format!("modules/{}.ko", module.name), 0o644, &module.image);
+                        packed.push(module.name);
+                    }
+                }
+            }
             paths::write_whole(&out, &archive.finish())
         })?;
         Ok(out)

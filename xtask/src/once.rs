@@ -19,6 +19,7 @@ pub fn machine(args: &MachineArgs, hypervisor: &str, iso: &Path, logs: PathBuf) 
         disk: args.disk.as_ref().map(std::fs::canonicalize).transpose()?,
         cpu: args.options.cpu.clone(),
         debug: args.debug,
+        reboots: false,
         iommu: hypervisor == "xen",
         logs,
     })

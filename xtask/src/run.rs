@@ -15,7 +15,11 @@ const CTRL_A: u8 = 1;
 
 pub fn command(args: &RunArgs) -> Result<ExitCode> {
     let engine = Engine::choose(args.machine.engine, &args.machine.options)?;
-    let medium = Medium::from_cli(&args.boot, engine.xen_protocol())?;
+    let mut boot = args.boot.clone();
+    if boot.kernel.is_none() && !boot.dom0_args.contains("corten.modules=") {
+        boot.dom0_args.push_str(&format!(" corten.modules={}", engine.dom0_modules()));
+    }
+    let medium = Medium::from_cli(&boot, engine.xen_protocol())?;
     let logs = paths::target_dir("run")?;
     let iso = logs.join("boot.iso");
     progress::step("make the boot medium", |_| medium.write_iso(&iso))?;

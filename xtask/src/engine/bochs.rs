@@ -133,13 +133,6 @@ pub fn ticks(logs: &Path) -> Result<u64> {
     last_tick(&String::from_utf8_lossy(&log)).with_context(|| format!("no ticks in {}", path.display()))
 }
 
-/// What Bochs says when it gives up, or why the CPU shut down.
-pub fn panic(logs: &Path) -> Option<String> {
-    let log = std::fs::read(logs.join("bochs.log")).ok()?;
-    let log = String::from_utf8_lossy(&log);
-    log.lines().find(|line| line.contains(">>PANIC<<") || line.get(11..12) == Some("p")).map(str::to_string)
-}
-
 fn last_tick(log: &str) -> Option<u64> {
     log.lines().rev().find_map(|line| line.get(..11)?.trim_start_matches('0').parse().ok())
 }

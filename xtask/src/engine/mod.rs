@@ -42,6 +42,8 @@ pub struct Machine {
     pub disk: Option<PathBuf>,
     pub cpu: Option<String>,
     pub debug: bool,
+    /// A reset starts the machine again; without it QEMU ends.
+    pub reboots: bool,
     /// An IOMMU where the engine has one: Xen's PVH Dom0 needs it to see reserved memory.
     pub iommu: bool,
     /// Where the engine's own log and the console's go.
@@ -80,6 +82,14 @@ impl Engine {
         }
     }
 
+    /// Modules of Dom0's kernel for the disks and networks of this machine.
+    pub fn dom0_modules(&self) -> &'static str {
+        match self {
+            Engine::Bochs(_) => "ata_piix,sd_mod,ext4",
+            Engine::Qemu(_) => "ahci,nvme,virtio_pci,virtio_blk,virtio_net,e1000e,sd_mod,ext4",
+        }
+    }
+
     /// How Xen has to be started here.
     pub fn xen_protocol(&self) -> Protocol {
         match self {
@@ -103,7 +113,7 @@ impl Engine {
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut child = command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
         let console = accept(&listener, &mut child, &machine.logs)?;
-        Ok(Running { child, console, started: Instant::now() })
+        Ok(Running { child, console })
     }
 }
 
@@ -132,7 +142,6 @@ fn accept(listener: &TcpListener, child: &mut Child, logs: &Path) -> Result<TcpS
 pub struct Running {
     child: Child,
     pub console: TcpStream,
-    pub started: Instant,
 }
 
 impl Running {

@@ -32,7 +32,10 @@ pub fn command(accelerator: Accelerator, machine: &Machine, console_port: u16) -
         command.arg("-drive").arg(format!("file={},format=raw,if=ide", disk.display()));
     }
     command.args(["-serial", &format!("tcp:127.0.0.1:{console_port}")]);
-    command.args(["-display", "none", "-monitor", "none", "-boot", "d", "-no-reboot"]);
+    command.args(["-display", "none", "-monitor", "none", "-boot", "d"]);
+    if !machine.reboots {
+        command.arg("-no-reboot");
+    }
     command.arg("-debugcon").arg(format!("file:{}", machine.logs.join("debugcon.log").display()));
     if machine.debug {
         command.args(["-S", "-gdb", "tcp:127.0.0.1:1234"]);

@@ -1,7 +1,7 @@
 //! One test that boots a machine, and what it may use.
 
 use crate::console::{self, Run};
-use crate::engine::{Engine, Machine, bochs};
+use crate::engine::{Engine, Machine};
 use crate::image::{Hypervisor, Medium, Module, Protocol};
 use anyhow::{Context as _, Result, bail};
 use std::path::{Path, PathBuf};
@@ -37,6 +37,8 @@ pub struct Boot {
     pub cpus: u32,
     pub cpu: Option<String>,
     pub disk: Option<PathBuf>,
+    /// A reset is part of the run.
+    pub reboots: bool,
     pub limit: u64,
     /// The run is over once the console says one of these.
     pub until: Vec<String>,
@@ -51,6 +53,7 @@ impl Default for Boot {
             cpus: 1,
             cpu: None,
             disk: None,
+            reboots: false,
             limit: 60,
             until: Vec::new(),
         }
@@ -82,6 +85,7 @@ impl Context<'_> {
             disk: boot.disk,
             cpu: boot.cpu,
             debug: false,
+            reboots: boot.reboots,
             iommu: self.on_xen(),
             logs: logs.clone(),
         };
@@ -91,11 +95,6 @@ impl Context<'_> {
         drop(running);
         let _ = std::fs::remove_file(iso);
         Ok(run)
-    }
-
-    /// A line of the engine's own log that says that the host broke.
-    pub fn engine_failure(&self, step: &str) -> Option<String> {
-        matches!(self.engine, Engine::Bochs(_)).then(|| bochs::panic(&self.logs.join(step))).flatten()
     }
 }
 
@@ -114,10 +113,6 @@ pub fn host_is_well(run: &Run) -> Result<()> {
 pub fn last_lines(console: &str, count: usize) -> String {
     let lines: Vec<&str> = console.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
     lines.get(lines.len().saturating_sub(count)..).unwrap_or_default().join("\n    ")
-}
-
-pub fn guest_file(name: &str) -> PathBuf {
-    crate::paths::target().join("x86_64-unknown-none/guest").join(name)
 }
 
 pub fn module(file: &Path, args: &str) -> Module {

@@ -1,7 +1,150 @@
-//! Debian's own kernels as Dom0.
+//! Debian's own kernels as Dom0, byte for byte as packaged.
 
-use super::case::Case;
+use super::case::{Boot, Case, Context, host_is_well, last_lines, module};
+use crate::console::{End, Run};
+use crate::dom0::{Dom0, KERNEL_ARGS};
+use crate::engine::{Engine, bochs};
+use crate::packages;
+use anyhow::{Context as _, Result, bail, ensure};
+use std::path::{Path, PathBuf};
+use xshell::{Shell, cmd};
+
+/// The releases, by the names of their tests.
+const RELEASES: [(&str, &str); 2] = [("13", "trixie"), ("12", "bookworm")];
+/// Modules for the first disk and its file system.
+const DISK_MODULES: &str = "ata_piix,ahci,sd_mod,ext4";
 
 pub fn cases() -> Vec<Case> {
-    Vec::new()
+    let mut cases = Vec::new();
+    for (release, suite) in RELEASES {
+        cases.push(Case {
+            run: Box::new(move |context| checks(context, suite, 1)),
+            ..case(&format!("debian{release}"), "Dom0 reaches /init, and what must hold there holds", suite, true)
+        });
+        cases.push(Case {
+            // Without an IOMMU, Xen's PVH Dom0 cannot use DMA.
+            on_xen: false,
+            run: Box::new(move |context| disk(context, suite)),
+            ..case(&format!("debian{release}_disk"), "8 MiB on ext4 survive a reboot", suite, release == "13")
+        });
+        cases.push(Case {
+            run: Box::new(move |context| checks(context, suite, 2)),
+            ..case(&format!("debian{release}_smp"), "the same with two CPUs", suite, false)
+        });
+    }
+    cases
+}
+
+fn case(name: &str, about: &'static str, suite: &'static str, quick: bool) -> Case {
+    Case {
+        name: name.to_string(),
+        about,
+        quick,
+        on_xen: true,
+        engines: |_| true,
+        prepare: Box::new(move || Dom0::fetch(suite)?.initramfs().map(drop)),
+        run: Box::new(|_| Ok(())),
+    }
+}
+
+/// A boot of Debian's kernel with our initramfs, which runs `script`.
+fn boot(suite: &str, script: &str, modules: &str) -> Result<Boot> {
+    let dom0 = Dom0::fetch(suite)?;
+    let args = format!("{KERNEL_ARGS} corten.run={script} corten.modules={modules}");
+    Ok(Boot {
+        corten_args: "dom0_mem=512M".into(),
+        modules: vec![module(&dom0.kernel, &args), module(&dom0.initramfs_path()?, "")],
+        memory_mib: 1024,
+        limit: 300,
+        ..Boot::default()
+    })
+}
+
+fn checks(context: &Context<'_>, suite: &str, cpus: u32) -> Result<()> {
+    let mut boot = boot(suite, "checks", "ata_piix")?;
+    boot.cpus = cpus;
+    if cpus > 1 {
+        boot.corten_args.push_str(&format!(" dom0_max_vcpus={cpus}"));
+    }
+    let run = context.boot("run", boot)?;
+    judge(context, &run)?;
+    let ticks = slept(&run.console).context("no SLEPT line")?;
+    let hz = match context.engine {
+        Engine::Bochs(_) => bochs::INSTRUCTIONS_PER_SECOND as f64,
+        Engine::Qemu(_) => detected_hz(&run.console).context("the kernel does not say the TSC's frequency")?,
+    };
+    let seconds = ticks as f64 / hz;
+    ensure!((9.9..=10.1).contains(&seconds), "10 s of sleep took {seconds:.3} s of TSC time");
+    Ok(())
+}
+
+fn disk(context: &Context<'_>, suite: &str) -> Result<()> {
+    let disk = make_disk(&context.logs)?;
+    let mut boot = boot(suite, "disk", DISK_MODULES)?;
+    boot.disk = Some(disk.clone());
+    boot.reboots = true;
+    boot.limit = 500;
+    let run = context.boot("run", boot)?;
+    judge(context, &run)?;
+    let boots = run.console.matches("DOM0 INIT REACHED").count();
+    ensure!(boots == 2, "Dom0 came up {boots} times, not twice");
+    let sh = Shell::new()?;
+    let e2fsck = "/sbin/e2fsck";
+    cmd!(sh, "{e2fsck} -fn {disk}").quiet().ignore_stdout().ignore_stderr().run().context("e2fsck finds errors")?;
+    let _ = std::fs::remove_file(disk);
+    Ok(())
+}
+
+/// 64 MiB with an empty ext4.
+fn make_disk(logs: &Path) -> Result<PathBuf> {
+    packages::need(&["mkfs.ext4"])?;
+    std::fs::create_dir_all(logs)?;
+    let disk = logs.join("disk.img");
+    std::fs::File::create(&disk)?.set_len(64 << 20)?;
+    let (sh, mkfs) = (Shell::new()?, "/sbin/mkfs.ext4");
+    cmd!(sh, "{mkfs} -q -F {disk}").quiet().run()?;
+    Ok(disk)
+}
+
+/// Every check passed, the script came to its end, and Dom0 powered the machine off.
+fn judge(context: &Context<'_>, run: &Run) -> Result<()> {
+    if !context.on_xen() {
+        host_is_well(run)?;
+    }
+    let failures: Vec<&str> =
+        run.console.lines().filter(|line| line.contains("CHECK ") && line.contains(" FAIL")).collect();
+    ensure!(failures.is_empty(), "{}", failures.join("\n    "));
+    if !run.console.contains("=== DOM0 SCRIPT DONE ===") || !run.console.contains("CHECK ") {
+        bail!(
+            "the script did not come to its end ({:?}); the end of the console:\n    {}",
+            run.end,
+            last_lines(&run.console, 15)
+        );
+    }
+    ensure!(run.end == End::PoweredOff, "Dom0 did not power off");
+    Ok(())
+}
+
+/// The ticks of the helper's ten seconds.
+fn slept(console: &str) -> Option<u64> {
+    let digits = console.lines().find_map(|line| line.split_once("SLEPT ")?.1.split_whitespace().next())?;
+    digits.parse().ok()
+}
+
+/// "tsc: Detected 2999.999 MHz processor"
+fn detected_hz(console: &str) -> Option<f64> {
+    let text = console.lines().find_map(|line| line.split_once("tsc: Detected ").map(|(_, rest)| rest))?;
+    text.split_whitespace().next()?.parse::<f64>().ok().map(|megahertz| megahertz * 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sleep_and_the_frequency_are_read_from_the_console() {
+        let console = "[ 0.0] tsc: Detected 50.001 MHz processor\r\nSLEPT 00000000000500000123 ticks\r\n";
+        assert_eq!(slept(console), Some(500_000_123));
+        assert_eq!(detected_hz(console).map(|hz| hz as u64), Some(50_001_000));
+    }
 }

@@ -1,6 +1,7 @@
 //! The test guests: one behaviour each, run as Dom0's kernel.
 
-use super::case::{Boot, Case, Context, guest_file, host_is_well, last_lines, module, nothing_to_prepare};
+use super::case::{Boot, Case, Context, host_is_well, last_lines, module, nothing_to_prepare};
+use crate::build;
 use crate::console::{End, Run};
 use anyhow::{Result, bail, ensure};
 
@@ -109,7 +110,7 @@ fn run(guest: &Guest, context: &Context<'_>) -> Result<()> {
         "run",
         Boot {
             corten_args: format!("dom0_mem=128M {vcpus}{}", guest.args).trim_end().to_string(),
-            modules: vec![module(&guest_file(guest.name), "")],
+            modules: vec![module(&build::guest(guest.name), "")],
             cpus: guest.cpus,
             limit: guest.limit,
             until: match guest.ends {
