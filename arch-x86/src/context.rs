@@ -28,43 +28,29 @@ pub struct Context {
     pub triple_fault: bool,
 }
 
-/// Registers that stay the guest's while it is on the CPU, Corten using none of them.
+/// Registers that stay the guest's while it is on the CPU, Corten using none of them, and that no engine switches.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SwitchedRegisters {
-    values: [u64; SWITCHED.len()],
     tsc_aux: u64,
-    cr2: u64,
     /// DR0 to DR3 and DR6.
     debug: [u64; 5],
 }
 
-/// STAR, LSTAR, CSTAR, FMASK, KERNEL_GS_BASE (SDM Vol. 4).
-const SWITCHED: [u32; 5] = [0xc000_0081, 0xc000_0082, 0xc000_0083, 0xc000_0084, 0xc000_0102];
 const TSC_AUX: u32 = 0xc000_0103;
 
 impl SwitchedRegisters {
     pub fn save(&mut self, has_tsc_aux: bool) {
-        for (value, msr) in self.values.iter_mut().zip(SWITCHED) {
-            *value = rdmsr(msr);
-        }
         if has_tsc_aux {
             self.tsc_aux = rdmsr(TSC_AUX);
         }
-        self.cr2 = host::read_cr2();
         self.debug = host::read_debug_registers();
     }
 
     pub fn restore(&self, has_tsc_aux: bool) {
-        // SAFETY: Corten executes no SYSCALL, SWAPGS or RDTSCP: these registers mean nothing to it. The values were read from them, or are zero.
-        unsafe {
-            for (value, msr) in self.values.iter().zip(SWITCHED) {
-                wrmsr(msr, *value);
-            }
-            if has_tsc_aux {
-                wrmsr(TSC_AUX, self.tsc_aux);
-            }
+        if has_tsc_aux {
+            // SAFETY: Corten executes no RDTSCP: the register means nothing to it. The value was read from it, or is zero.
+            unsafe { wrmsr(TSC_AUX, self.tsc_aux) };
         }
-        host::write_cr2(self.cr2);
         host::write_debug_registers(&self.debug);
     }
 }

@@ -22,7 +22,7 @@ use hypervisor::vcpu::{Vcpu, hold};
 use hypervisor::wallclock;
 use mm::addr::{Gfn, GuestPhys, HostPhys, Mfn};
 use mm::table::{MemoryType, PageKind};
-use mm::{Clean, Frames, Memory, P2m, P2mCache, RangeSet, SharedPage};
+use mm::{Memory, P2m, P2mCache, RangeSet, SharedPage};
 use xen_abi::errno::Errno;
 use xen_abi::memory::E820Entry;
 use xen_abi::types::{DomainId, VcpuId};
@@ -32,7 +32,7 @@ use crate::acpi;
 use crate::context::{Context, SwitchedRegisters};
 use crate::devices::Devices;
 use crate::devices::pci::PciBus;
-use crate::engine::{Engine, Nested};
+use crate::engine::{Host as EngineHost, Nested, Resources};
 use crate::event::Pending;
 use crate::fault::{rdmsr_safe, wrmsr_safe};
 use crate::fpu::{self, FpuArea};
@@ -50,9 +50,6 @@ use crate::vdev::ports::Ports;
 use crate::vdev::vioapic::{Description, Gsi, IoApics};
 use crate::vdev::vlapic::Vlapic;
 use crate::vdev::vpci::ecam::Ecam;
-use crate::vmx;
-use crate::vmx::caps::{Caps, Secondary};
-use crate::vmx::guest::{Resources, VmxVcpu};
 
 const PAGE: u64 = mm::PAGE_SIZE as u64;
 const GIB: u64 = 1 << 30;
@@ -250,7 +247,7 @@ fn assemble(
 ) -> Result<Domain<X86>, String> {
     let memory = system.memory;
     let out_of_memory = |_| String::from("no memory for Dom0's tables");
-    let p2m = P2m::new(Nested::Ept(vmx::cpu::format(ready.caps)), memory, DomainId::DOM0)
+    let p2m = P2m::new(ready.engine.format(), memory, DomainId::DOM0)
         .map_err(|why| format!("Dom0's page tables: {why:?}"))?;
     map_memory(&p2m, platform, wanted, &share)?;
     let pci = find_pci(&p2m, platform, wanted)?;
@@ -274,7 +271,7 @@ fn assemble(
                 shift: scale.tsc_shift,
             },
             xcr0_limit: fpu::switched_states(),
-            without: &withheld(ready.caps),
+            without: &withheld(ready.engine),
             hvm_features: XEN_HVM_CPUID_X2APIC_VIRT | XEN_HVM_CPUID_UPCALL_VECTOR | XEN_HVM_CPUID_EXT_DEST_ID,
             ..CpuidOptions::default()
         },
@@ -306,28 +303,26 @@ fn assemble(
         .collect();
     let io_apics = IoApics::new(&descriptions).map_err(|why| format!("virtual I/O APICs: {why:?}"))?;
 
-    let bitmaps = bitmaps(memory, &ports, &msr).ok_or("no memory for Dom0's bitmaps")?;
+    let bitmaps = ready.engine.bitmaps(memory, &ports, &msr).ok_or("no memory for Dom0's bitmaps")?;
     let cr4_allowed = !cpuid.cr4_reserved();
     let devices = Devices::new(io_apics, ports, Some(pci), wanted.hidden_gsi);
 
     let mut vcpus = Vec::new();
     for id in 0..wanted.vcpus {
-        let vmcs = memory.allocate(0, None).map_err(out_of_memory)?.scrub();
-        vmx::guest::prepare_region(memory, vmcs.mfn(), ready.caps);
         let resources = Resources {
-            io_bitmaps: [bitmaps[0].mfn(), bitmaps[1].mfn()],
-            msr_bitmap: bitmaps[2].mfn(),
-            ept_root: p2m.root(),
-            vpid: id as u16 + 1,
+            ports: bitmaps.ports.mfn(),
+            msrs: bitmaps.msrs.mfn(),
+            root: p2m.root(),
+            number: id as u16 + 1,
             cr4_allowed,
-            host_pat: crate::paging::PAT,
         };
+        // SAFETY: the bitmaps and tables live as long as the domain, which its vCPUs are part of; the engine is on.
+        let engine = unsafe { ready.engine.vcpu(memory, resources) }.ok_or("no memory for Dom0's vCPUs")?;
         let (vlapic, inbox) = Vlapic::new(machine::APIC_IDS_A_VCPU * id, id == 0);
         let size = if crate::host::has_xsave() { __cpuid_count(0xd, 0).ecx as usize } else { 512 };
         let context = Context {
             regs: GuestRegs::default(),
-            // SAFETY: the VMCS's frame is this vCPU's own, and goes with it; the bitmaps live as long as the domain. VMX is on.
-            engine: Engine::Vmx(unsafe { VmxVcpu::new(ready.caps, resources, vmcs) }),
+            engine,
             pending: Pending::default(),
             vlapic,
             msrs: VcpuMsrs::default(),
@@ -456,17 +451,13 @@ fn has_extended_ports() -> bool {
     Vendor::of([eax, ebx, ecx, edx]) == Vendor::Amd && family >= 0x10
 }
 
-/// Features of this CPU that a guest cannot have: the control is missing that lets an instruction through, or the state behind
-/// it is not switched between guests.
-fn withheld(caps: &Caps) -> Vec<Feature> {
-    let controlled = [
-        (Secondary::ENABLE_RDTSCP, features::RDTSCP),
-        (Secondary::ENABLE_INVPCID, features::INVPCID),
-        (Secondary::ENABLE_XSAVES, features::XSAVES),
-    ];
-    let missing = controlled.into_iter().filter(|(control, _)| !caps.has(*control)).map(|(_, feature)| feature);
+/// Features of this CPU that a guest cannot have: the engine does not let them through, or the state behind them is not
+/// switched between guests.
+fn withheld(engine: EngineHost) -> Vec<Feature> {
     // IA32_SPEC_CTRL is not switched, and commands to the predictors and the cache are not passed on.
-    missing.chain([features::IBRSB, features::IBPB, features::L1D_FLUSH]).collect()
+    let mut withheld = engine.withheld();
+    withheld.extend([features::IBRSB, features::IBPB, features::L1D_FLUSH]);
+    withheld
 }
 
 /// An MSR of this CPU, for the guests' policy.
@@ -481,42 +472,11 @@ fn read_host_msr(msr: u32) -> Option<u64> {
     rdmsr_safe(msr)
 }
 
-/// I/O bitmaps A and B, and the MSR bitmap (SDM Vol. 3, 25.6.4 and 25.6.9).
-fn bitmaps(memory: &'static Memory, ports: &Ports, msr: &MsrPolicy) -> Option<[Frames<Clean>; 3]> {
-    let frame = || memory.allocate(0, None).ok().map(Frames::scrub);
-    let frames = [frame()?, frame()?, frame()?];
-    let window = memory.window();
-    let mut io = Box::new([0u64; crate::vdev::ports::BITMAP_WORDS]);
-    ports.fill_bitmap(&mut io);
-    for (half, frame) in io.chunks(512).zip(&frames) {
-        for (index, word) in half.iter().enumerate() {
-            window.write_u64(HostPhys(frame.mfn().phys().0 + index as u64 * 8), *word).ok()?;
-        }
-    }
-    let mut bits = Box::new([0xffu8; mm::PAGE_SIZE]);
-    for row in msr.passthrough() {
-        let base = match row.msr {
-            0..0x2000 => 0,
-            0xc000_0000..0xc000_2000 => 1024,
-            _ => continue,
-        };
-        let (byte, bit) = (base + (row.msr & 0x1fff) as usize / 8, row.msr % 8);
-        if row.read {
-            bits[byte] &= !(1 << bit);
-        }
-        if row.write {
-            bits[2048 + byte] &= !(1 << bit);
-        }
-    }
-    window.copy_to(frames[2].mfn().phys(), &bits[..]).ok()?;
-    Some(frames)
-}
-
 /// Gives the first vCPU its registers. Its control structure is loaded for that, and taken off the CPU again.
 fn start_first(vcpu: &Vcpu<X86>, start: &VcpuStart) -> Result<(), String> {
     let mut held = vcpu.machine.context.lock();
     let context = held.as_mut().ok_or("Dom0's first vCPU has no registers")?;
-    context.engine.load(&percpu::this().host).map_err(|_| "Dom0's VMCS cannot be loaded")?;
+    context.engine.load(&percpu::this().host).map_err(|_| "Dom0's first vCPU cannot be loaded")?;
     context.engine.reset(&StartState::pvh(start.eip, start.ebx));
     context.regs.rbx = u64::from(start.ebx);
     context.engine.unload();

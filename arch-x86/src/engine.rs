@@ -10,7 +10,13 @@ use crate::policy::msr::DeviceMsr;
 use crate::regs::GuestRegs;
 use crate::segment::{Segment, SegmentRegister, StartState};
 use crate::vmx::ept::Ept;
-use crate::vmx::guest::{HostState, VmxVcpu};
+use crate::vmx::guest::VmxVcpu;
+
+mod flush;
+mod host;
+
+pub use flush::{flush_all, generation};
+pub use host::{Bitmaps, CpuEngine, Host, HostState, Resources, Wishes};
 
 /// A vCPU as its engine has it.
 pub enum Engine {
@@ -67,6 +73,7 @@ impl Engine {
         fn set_cr3(&mut self, value: u64);
         fn set_cr4(&mut self, value: u64);
         fn set_efer(&mut self, value: u64);
+        fn set_cr2(&mut self, value: u64);
         fn set_pdptes(&mut self, values: [u64; 4]);
         fn set_pat(&mut self, value: u64);
         /// An MSR that the engine switches with the vCPU; `None` if this is none.
@@ -94,18 +101,11 @@ impl Engine {
         /// The current privilege level.
         fn privilege(&self) -> u8;
         fn in_64_bit_mode(&self) -> bool;
-        /// The length of the instruction that exited.
-        fn instruction_length(&self) -> u8;
     }
 
     #[inline]
     pub fn paging(&self) -> Paging {
         Paging { cr0: self.cr0(), cr3: self.cr3(), cr4: self.cr4(), efer: self.efer() }
-    }
-
-    /// CR2 is the guest's as long as it is on this CPU: the host takes no page fault that it survives.
-    pub fn set_cr2(&mut self, value: u64) {
-        crate::host::write_cr2(value);
     }
 
     /// The instruction that makes a hypercall on this engine, for the hypercall page.

@@ -10,14 +10,14 @@ use hypervisor::system::System;
 use hypervisor::vcpu::{Vcpu, hold};
 use mm::addr::GuestPhys;
 use mm::lock::{Lock, Rank};
-use mm::{Clean, Flush, Frames, P2mCache};
+use mm::{Flush, P2mCache};
 use sched::{CpuId, Nanos, VcpuKey};
 use spin::Once;
 use xen_abi::errno::Errno;
 
 use crate::apic;
 use crate::context::{Context, GuestTables};
-use crate::engine::Nested;
+use crate::engine::{Bitmaps, Nested};
 use crate::guest_paging::{self, Purpose};
 use crate::percpu;
 use crate::policy::cpuid::CpuidPolicy;
@@ -142,7 +142,7 @@ pub struct X86Domain {
     pub msr: MsrPolicy,
     pub cr4_allowed: u64,
     /// Kept for as long as its vCPUs refer to them.
-    pub bitmaps: [Frames<Clean>; 3],
+    pub bitmaps: Bitmaps,
     /// Shares lowest-priority interrupts among the vCPUs.
     turn: AtomicUsize,
     pub devices: crate::devices::Devices,
@@ -152,7 +152,7 @@ impl X86Domain {
     pub fn new(
         cpuid: CpuidPolicy,
         msr: MsrPolicy,
-        bitmaps: [Frames<Clean>; 3],
+        bitmaps: Bitmaps,
         devices: crate::devices::Devices,
     ) -> X86Domain {
         let cr4_allowed = !cpuid.cr4_reserved();
@@ -325,7 +325,7 @@ impl Machine for X86 {
     fn flush(&self, domain: &Domain<Self>, flush: Flush) {
         if let Some(generation) = flush.spend() {
             // One CPU runs guests, and it is here: its next entry invalidates. Others would be kicked here and waited for.
-            crate::vmx::flush_all();
+            crate::engine::flush_all();
             domain.p2m.reclaim(generation);
         }
     }

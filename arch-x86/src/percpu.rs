@@ -13,8 +13,8 @@ use sched::{CpuId, Nanos, RoundRobin, TimerQueue, TimerSlot, VcpuKey};
 use spin::{Once, RwLock};
 use xen_abi::types::VcpuId;
 
+use crate::engine::HostState;
 use crate::machine::X86;
-use crate::vmx::guest::HostState;
 
 /// The timer slot of the running vCPU's time slice; the vCPUs' own follow.
 const SLICE_SLOT: TimerSlot = TimerSlot(0);

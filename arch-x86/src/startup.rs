@@ -11,12 +11,10 @@ use sched::CpuId;
 use crate::acpi::{self, Fadt, Hpet, Madt, Mcfg, PhysRead, Problem, RootPointer, Signature, Tables};
 use crate::apic::{io, local};
 use crate::cpu::gdt::{self, CpuTables};
+use crate::engine::{CpuEngine, Host, HostState, Wishes};
 use crate::percpu::PerCpu;
 use crate::port::outb;
 use crate::time::{self, Clock, Moment};
-use crate::vmx;
-use crate::vmx::caps::{Caps, Wishes};
-use crate::vmx::guest::HostState;
 use crate::{cpu, fpu, host, machine, paging, power};
 
 /// Physical memory as the ACPI tables are read from it.
@@ -75,12 +73,6 @@ impl Platform {
     }
 }
 
-/// What the user may choose of the machine.
-#[derive(Clone, Copy, Debug)]
-pub struct Choices {
-    pub vpid: bool,
-}
-
 /// One I/O APIC as it was found.
 #[derive(Clone, Copy, Debug)]
 pub struct FoundIoApic {
@@ -93,7 +85,7 @@ pub struct FoundIoApic {
 
 /// The boot CPU, ready to run guests.
 pub struct Ready {
-    pub caps: &'static Caps,
+    pub engine: Host,
     pub io_apics: alloc::vec::Vec<FoundIoApic>,
 }
 
@@ -103,21 +95,21 @@ pub fn boot_cpu(
     memory: &'static Memory,
     platform: &Platform,
     tables: &'static CpuTables,
-    choices: Choices,
+    wishes: Wishes,
     origin: u64,
 ) -> Result<Ready, String> {
-    let caps = vmx::cpu::probe(Wishes { vpid: choices.vpid })?;
+    let engine = Host::probe(wishes)?;
     note_features();
     power::set_ports(platform.power_ports());
     mask_pics();
     init_local_apic()?;
     set_clock(origin)?;
     let io_apics = init_io_apics(platform)?;
-    let caps = vmx::cpu::enable(caps, memory)?;
-    PerCpu::install(CpuId(0), local::id(), host_state(tables));
+    let own = engine.enable(memory)?;
+    PerCpu::install(CpuId(0), local::id(), host_state(tables, own));
     cpu::idt::set_interrupt_handler(crate::run::on_interrupt);
-    log::info!(target: "vmx", "EPT{}{}", if caps.ept.contains(vmx::caps::EptVpid::PAGES_1G) { ", 1 GiB pages" } else { "" }, if caps.has(vmx::caps::Secondary::ENABLE_VPID) { ", VPID" } else { "" });
-    Ok(Ready { caps, io_apics })
+    engine.announce();
+    Ok(Ready { engine, io_apics })
 }
 
 fn note_features() {
@@ -192,7 +184,7 @@ fn init_io_apics(platform: &Platform) -> Result<alloc::vec::Vec<FoundIoApic>, St
     Ok(found)
 }
 
-fn host_state(tables: &'static CpuTables) -> HostState {
+fn host_state(tables: &'static CpuTables, engine: CpuEngine) -> HostState {
     use x86_64::registers::control::{Cr0, Cr3};
     HostState {
         cr0: Cr0::read_raw(),
@@ -206,5 +198,6 @@ fn host_state(tables: &'static CpuTables) -> HostState {
         task_base: tables.task_base(),
         gdt_base: tables.gdt_base(),
         idt_base: cpu::idt::base(),
+        engine,
     }
 }

@@ -5,9 +5,10 @@ use alloc::string::{String, ToString};
 use arch_x86::apic::vectors::{self, Source};
 use arch_x86::apic::{io, local};
 use arch_x86::dom0::{self, Wanted};
+use arch_x86::engine::Wishes;
 use arch_x86::machine::{self, Hooks, X86};
 use arch_x86::paging;
-use arch_x86::startup::{self, Choices, Physical, Platform};
+use arch_x86::startup::{self, Physical, Platform};
 use arch_x86::{decode, host, rtc, run};
 use corten_boot::info::{BootInfo, Module};
 use corten_boot::options::{Options, SerialOptions, VcpuCount};
@@ -46,8 +47,8 @@ pub fn start(start: Start) -> ! {
 fn bring_up(start: &Start) -> Result<&'static System<X86>, String> {
     let (info, options, memory) = (start.info, &start.options, start.memory);
     let platform = Platform::read(&Physical(*memory.window()), info.rsdp)?;
-    let choices = Choices { vpid: options.vpid.unwrap_or(true) };
-    let ready = startup::boot_cpu(memory, &platform, start.tables, choices, start.entered_at)?;
+    let wishes = Wishes { vpid: options.vpid.unwrap_or(true) };
+    let ready = startup::boot_cpu(memory, &platform, start.tables, wishes, start.entered_at)?;
     logger::set_clock(|| machine::clock().now().0);
     decode::prepare();
 

@@ -4,4 +4,5 @@ pub mod control;
 pub mod exceptions;
 pub mod gdt;
 pub mod idt;
+pub mod registers;
 pub mod stack;

@@ -6,8 +6,8 @@ use super::{Next, Running};
 use crate::exit::ControlAccess;
 use crate::guest_paging::TableMemory;
 use crate::context::GuestTables;
+use crate::cpu::registers::{cr0, cr4, efer};
 use crate::segment::SegmentRegister;
-use crate::vmx::guest::{cr0, cr4, efer};
 
 /// A value that the guest may not load: #GP(0).
 struct Bad;

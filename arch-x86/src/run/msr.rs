@@ -4,9 +4,9 @@ use hypervisor::machine::Machine;
 use mm::addr::{Gfn, HostPhys};
 
 use super::{Next, Running};
+use crate::cpu::registers::{cr0, efer};
 use crate::policy::msr::{DeviceMsr, MsrRead, MsrWrite};
 use crate::vdev::vlapic::{Effect, GeneralProtection};
-use crate::vmx::guest::efer;
 
 type Outcome = Result<u64, GeneralProtection>;
 
@@ -113,7 +113,7 @@ impl Running<'_> {
         let engine = &mut self.context.engine;
         let changes_mode = (value ^ engine.efer()) & efer::LME != 0;
         // SDM Vol. 3, 10.8.5: LME changes only without paging.
-        if value & !known != 0 || (changes_mode && engine.cr0() & crate::vmx::guest::cr0::PG != 0) {
+        if value & !known != 0 || (changes_mode && engine.cr0() & cr0::PG != 0) {
             return Err(GeneralProtection);
         }
         engine.set_efer(value);

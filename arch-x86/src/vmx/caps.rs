@@ -7,6 +7,8 @@ use core::fmt::Write;
 
 use bitflags::bitflags;
 
+use crate::engine::Wishes;
+
 /// Capability MSRs (SDM Vol. 4).
 pub mod msr {
     pub const FEATURE_CONTROL: u32 = 0x3a;
@@ -117,6 +119,8 @@ bitflags! {
 
 const REQUIRED_PIN: Pin = Pin::EXTERNAL_INTERRUPT_EXITING.union(Pin::NMI_EXITING).union(Pin::VIRTUAL_NMIS);
 const REQUIRED_PRIMARY: Primary = Primary::HLT_EXITING
+    .union(Primary::CR8_LOAD_EXITING)
+    .union(Primary::CR8_STORE_EXITING)
     .union(Primary::MWAIT_EXITING)
     .union(Primary::MONITOR_EXITING)
     .union(Primary::RDPMC_EXITING)
@@ -141,13 +145,6 @@ const REQUIRED_ENTRY: EntryControls =
     EntryControls::LOAD_DEBUG_CONTROLS.union(EntryControls::LOAD_PAT).union(EntryControls::LOAD_EFER);
 const REQUIRED_EPT: EptVpid =
     EptVpid::WALK_LENGTH_4.union(EptVpid::MEMORY_TYPE_WB).union(EptVpid::PAGES_2M).union(EptVpid::INVEPT);
-
-/// What the user may switch off on the command line.
-#[derive(Clone, Copy, Debug)]
-pub struct Wishes {
-    /// `vpid=`
-    pub vpid: bool,
-}
 
 /// The capabilities of one CPU and the controls chosen from them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -245,6 +242,13 @@ impl Caps {
             cr0_fixed: (rdmsr(msr::CR0_FIXED0), rdmsr(msr::CR0_FIXED1)),
             cr4_fixed: (rdmsr(msr::CR4_FIXED0), rdmsr(msr::CR4_FIXED1)),
         })
+    }
+
+    /// What there is of the optional parts, for the log.
+    pub fn summary(&self) -> String {
+        let gigabyte = if self.ept.contains(EptVpid::PAGES_1G) { ", 1 GiB pages" } else { "" };
+        let vpid = if self.has(Secondary::ENABLE_VPID) { ", VPID" } else { "" };
+        alloc::format!("EPT{gigabyte}{vpid}")
     }
 
     pub fn has(&self, control: Secondary) -> bool {

@@ -1,23 +1,14 @@
-//! Stale EPT translations are dropped by generation: whoever takes a translation away raises the number, and each CPU that is about to
-//! enter a guest with an older number invalidates first. Nothing that was taken away is used after the next entry.
-
-use core::sync::atomic::{AtomicU64, Ordering};
+//! Stale EPT translations are dropped before an entry, by generation ([`crate::engine::flush_all`]).
 
 use mm::addr::Mfn;
 
 use super::guest::ept_pointer;
 use super::vmcs;
-
-static GENERATION: AtomicU64 = AtomicU64::new(1);
-
-/// Makes every CPU invalidate before it next enters a guest. CPUs inside a guest must be kicked by the caller.
-pub fn flush_all() {
-    GENERATION.fetch_add(1, Ordering::SeqCst);
-}
+use crate::engine::generation;
 
 #[inline]
 pub fn invept_if_changed(seen: &mut u64, root: Mfn) {
-    let now = GENERATION.load(Ordering::Acquire);
+    let now = generation();
     if now != *seen {
         *seen = now;
         vmcs::invept(Some(ept_pointer(root)));

@@ -1,48 +1,24 @@
 //! A vCPU under VMX: its VMCS, how it is set up, entered, and asked about.
 
 use mm::addr::Mfn;
-use mm::{Clean, Frames};
+use mm::Memory;
 
 use super::caps::{Caps, EntryControls, Primary, Secondary};
 use super::entry::{self, Entered};
 use super::field::*;
 use super::vmcs::{self, Vmcs, VmxError, read, write};
 use super::{decode_exit, invept_if_changed};
+use crate::cpu::registers::{PAT_AT_RESET, cr0, cr4, efer, rflags};
+use crate::engine::{HostState, Resources};
 use crate::event::{Event, Pending, SoftwareKind};
 use crate::exit::Exit;
+use crate::msr::{rdmsr, wrmsr};
 use crate::policy::msr::DeviceMsr;
 use crate::regs::GuestRegs;
 use crate::segment::{Segment, SegmentAccess, SegmentRegister, StartState};
 
 /// CR0 bits that stay Corten's: NE is fixed by VMX, CD and NW are shadowed.
 const CR0_OWNED: u64 = cr0::NE | cr0::CD | cr0::NW;
-
-pub mod cr0 {
-    pub const PE: u64 = 1 << 0;
-    pub const TS: u64 = 1 << 3;
-    pub const NE: u64 = 1 << 5;
-    pub const WP: u64 = 1 << 16;
-    pub const NW: u64 = 1 << 29;
-    pub const CD: u64 = 1 << 30;
-    pub const PG: u64 = 1 << 31;
-}
-
-pub mod cr4 {
-    pub const PAE: u64 = 1 << 5;
-    pub const VMXE: u64 = 1 << 13;
-}
-
-pub mod efer {
-    pub const SCE: u64 = 1 << 0;
-    pub const LME: u64 = 1 << 8;
-    pub const LMA: u64 = 1 << 10;
-    pub const NXE: u64 = 1 << 11;
-}
-
-pub mod rflags {
-    pub const TF: u64 = 1 << 8;
-    pub const IF: u64 = 1 << 9;
-}
 
 /// Interruptibility (SDM Vol. 3, 25.4.2).
 const BLOCKED_BY_STI_OR_MOV_SS: u32 = 0b11;
@@ -51,35 +27,8 @@ const BLOCKED_BY_NMI: u32 = 1 << 3;
 const EVENT_VALID: u32 = 1 << 31;
 const EVENT_HAS_ERROR: u32 = 1 << 11;
 
-/// The pages and numbers that a vCPU's VMCS refers to; they live as long as its domain.
-#[derive(Clone, Copy, Debug)]
-pub struct Resources {
-    pub io_bitmaps: [Mfn; 2],
-    pub msr_bitmap: Mfn,
-    pub ept_root: Mfn,
-    /// Not zero, and this vCPU's alone.
-    pub vpid: u16,
-    /// CR4 bits that the guest may set.
-    pub cr4_allowed: u64,
-    /// The host's PAT, which guests start with the reset value of.
-    pub host_pat: u64,
-}
-
-/// Host state that differs from CPU to CPU.
-#[derive(Clone, Copy, Debug)]
-pub struct HostState {
-    pub cr0: u64,
-    pub cr3: u64,
-    pub cr4: u64,
-    pub efer: u64,
-    pub code: u16,
-    pub data: u16,
-    pub task: u16,
-    pub gs_base: u64,
-    pub task_base: u64,
-    pub gdt_base: u64,
-    pub idt_base: u64,
-}
+/// STAR, LSTAR, CSTAR, FMASK, KERNEL_GS_BASE (SDM Vol. 4): the guest's while it is on the CPU, Corten using none of them.
+const SYSCALL_MSRS: [u32; 5] = [0xc000_0081, 0xc000_0082, 0xc000_0083, 0xc000_0084, 0xc000_0102];
 
 pub struct VmxVcpu {
     vmcs: Vmcs,
@@ -87,6 +36,9 @@ pub struct VmxVcpu {
     resources: Resources,
     primary: u32,
     flush_generation: u64,
+    /// What the VMCS has no place for, while the vCPU is on no CPU.
+    syscall: [u64; SYSCALL_MSRS.len()],
+    cr2: u64,
 }
 
 /// EPT pointer: write-back tables, four levels (SDM Vol. 3, 25.6.11).
@@ -95,12 +47,24 @@ pub fn ept_pointer(root: Mfn) -> u64 {
 }
 
 impl VmxVcpu {
+    /// `None` if there is no memory for its VMCS.
+    ///
     /// # Safety
-    /// The frame was prepared by [`prepare_region`]; the bitmaps are frames that outlive this value. VMX is on.
-    pub unsafe fn new(caps: &'static Caps, resources: Resources, frame: Frames<Clean>) -> VmxVcpu {
-        // SAFETY: by the caller's promise; `prepare_region` wrote the revision.
+    /// What `resources` names outlives this value, and the bitmaps are laid out as VMX wants them. VMX is on.
+    pub unsafe fn new(caps: &'static Caps, resources: Resources, memory: &'static Memory) -> Option<VmxVcpu> {
+        let frame = memory.allocate(0, None).ok()?.scrub();
+        memory.window().write_u64(frame.mfn().phys(), u64::from(caps.revision)).ok()?;
+        // SAFETY: the frame is zeroed but for the revision.
         let vmcs = unsafe { Vmcs::new(frame) };
-        VmxVcpu { vmcs, caps, resources, primary: caps.primary, flush_generation: 0 }
+        Some(VmxVcpu {
+            vmcs,
+            caps,
+            resources,
+            primary: caps.primary,
+            flush_generation: 0,
+            syscall: [0; SYSCALL_MSRS.len()],
+            cr2: 0,
+        })
     }
 
     /// Makes this vCPU current on this CPU.
@@ -110,7 +74,7 @@ impl VmxVcpu {
         write(HOST_CR3, host.cr3);
         write(HOST_CR4, host.cr4);
         write(HOST_EFER, host.efer);
-        write(HOST_PAT, self.resources.host_pat);
+        write(HOST_PAT, crate::paging::PAT);
         write(HOST_CS_SELECTOR, host.code);
         for field in [HOST_SS_SELECTOR, HOST_DS_SELECTOR, HOST_ES_SELECTOR, HOST_FS_SELECTOR, HOST_GS_SELECTOR] {
             write(field, host.data);
@@ -125,11 +89,18 @@ impl VmxVcpu {
         write(HOST_SYSENTER_ESP, 0u64);
         write(HOST_SYSENTER_EIP, 0u64);
         entry::point_host_at_exit();
+        for (msr, value) in SYSCALL_MSRS.into_iter().zip(self.syscall) {
+            // SAFETY: Corten executes no SYSCALL or SWAPGS: these registers mean nothing to it. The value was read from it, or is zero.
+            unsafe { wrmsr(msr, value) };
+        }
+        crate::host::write_cr2(self.cr2);
         Ok(())
     }
 
     /// Takes this vCPU off this CPU.
     pub fn unload(&mut self) {
+        self.syscall = SYSCALL_MSRS.map(rdmsr);
+        self.cr2 = crate::host::read_cr2();
         self.vmcs.release();
     }
 
@@ -159,20 +130,19 @@ impl VmxVcpu {
             write(field, 0u32);
         }
         if self.caps.has(Secondary::ENABLE_VPID) {
-            write(VPID, r.vpid);
+            write(VPID, r.number);
         }
         if self.caps.has(Secondary::ENABLE_XSAVES) {
             write(XSS_EXIT_BITMAP, u64::MAX);
         }
-        write(IO_BITMAP_A, r.io_bitmaps[0].phys().0);
-        write(IO_BITMAP_B, r.io_bitmaps[1].phys().0);
-        write(MSR_BITMAP, r.msr_bitmap.phys().0);
+        write(IO_BITMAP_A, r.ports.phys().0);
+        write(IO_BITMAP_B, r.ports.phys().0 + mm::PAGE_SIZE as u64);
+        write(MSR_BITMAP, r.msrs.phys().0);
         write(TSC_OFFSET, 0u64);
-        write(EPT_POINTER, ept_pointer(r.ept_root));
+        write(EPT_POINTER, ept_pointer(r.root));
         write(VMCS_LINK_POINTER, u64::MAX);
         write(GUEST_DEBUGCTL, 0u64);
-        // SDM Vol. 3, table 13-? : the PAT's value at reset.
-        write(GUEST_PAT, 0x0007_0406_0007_0406u64);
+        write(GUEST_PAT, PAT_AT_RESET);
         write(GUEST_EFER, 0u64);
 
         write(CR0_GUEST_HOST_MASK, CR0_OWNED);
@@ -209,7 +179,7 @@ impl VmxVcpu {
         if let Some(event) = pending.take() {
             self.inject(event);
         }
-        invept_if_changed(&mut self.flush_generation, self.resources.ept_root);
+        invept_if_changed(&mut self.flush_generation, self.resources.root);
         // SAFETY: this vCPU is current (`load` came before), with host state of this CPU; the host has no use for floating point.
         if unsafe { entry::enter(regs, self.vmcs.launched()) } == Entered::Refused {
             return Exit::EntryFailed(read(INSTRUCTION_ERROR));
@@ -393,6 +363,11 @@ impl VmxVcpu {
         }
     }
 
+    /// CR2 is the guest's as long as it is on this CPU: the host takes no page fault that it survives.
+    pub fn set_cr2(&mut self, value: u64) {
+        crate::host::write_cr2(value);
+    }
+
     pub fn pat(&self) -> u64 {
         read(GUEST_PAT)
     }
@@ -458,9 +433,6 @@ impl VmxVcpu {
         SegmentAccess(read(GUEST_CS_ACCESS)).long() && self.efer() & efer::LMA != 0
     }
 
-    pub fn instruction_length(&self) -> u8 {
-        read(EXIT_INSTRUCTION_LENGTH) as u8
-    }
 }
 
 /// An event whose delivery the exit interrupted comes again (SDM Vol. 3, 28.2.4).
@@ -483,11 +455,6 @@ fn redeliver(vectoring: u32, pending: &mut Pending) {
         _ => Event::Exception { vector, error },
     };
     pending.redeliver(event);
-}
-
-/// Writes the VMX revision into a zeroed frame, which makes it a VMCS or VMXON region.
-pub fn prepare_region(memory: &mm::Memory, frame: Mfn, caps: &Caps) {
-    let _ = memory.window().write_u64(frame.phys(), u64::from(caps.revision));
 }
 
 /// The VMCS's state in words, for a domain that crashes or an entry that fails. The vCPU is current.

@@ -1,5 +1,6 @@
 //! Intel's VMX: everything that knows a VMCS is in here. What comes out is a neutral [`Exit`], what goes in a neutral event.
 
+pub mod bitmaps;
 pub mod caps;
 pub mod cpu;
 pub mod entry;
@@ -12,4 +13,4 @@ mod exit;
 mod flush;
 
 pub use exit::decode_exit;
-pub use flush::{flush_all, invept_if_changed};
+pub use flush::invept_if_changed;

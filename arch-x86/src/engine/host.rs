@@ -1,0 +1,125 @@
+//! The engine before there are vCPUs: which one this machine has, what it can do, and what it makes.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::arch::x86_64::__cpuid;
+
+use mm::addr::Mfn;
+use mm::{Clean, Frames, Memory};
+
+use super::{Engine, Nested};
+use crate::policy::features::Feature;
+use crate::policy::msr::MsrPolicy;
+use crate::vdev::ports::Ports;
+use crate::vmx;
+
+/// What the user may choose of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Wishes {
+    /// `vpid=`: translations are tagged with the vCPU that they are of.
+    pub vpid: bool,
+}
+
+/// The engine of this machine, the same on every CPU.
+#[derive(Clone, Copy, Debug)]
+pub enum Host {
+    Vmx(&'static vmx::caps::Caps),
+}
+
+/// The state of a CPU to which exits come back.
+#[derive(Clone, Copy, Debug)]
+pub struct HostState {
+    pub cr0: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub efer: u64,
+    pub code: u16,
+    pub data: u16,
+    pub task: u16,
+    pub gs_base: u64,
+    pub task_base: u64,
+    pub gdt_base: u64,
+    pub idt_base: u64,
+    pub engine: CpuEngine,
+}
+
+/// What the engine keeps for a CPU.
+#[derive(Clone, Copy, Debug)]
+pub enum CpuEngine {
+    Vmx,
+}
+
+/// Which ports and MSRs a domain reaches without an exit, as the engine wants it; they live as long as the domain.
+pub struct Bitmaps {
+    pub ports: Frames<Clean>,
+    pub msrs: Frames<Clean>,
+}
+
+/// What a vCPU refers to; it lives as long as its domain.
+#[derive(Clone, Copy, Debug)]
+pub struct Resources {
+    pub ports: Mfn,
+    pub msrs: Mfn,
+    /// The root of the nested page tables.
+    pub root: Mfn,
+    /// Not zero, and this vCPU's alone.
+    pub number: u16,
+    /// CR4 bits that the guest may set.
+    pub cr4_allowed: u64,
+}
+
+impl Host {
+    /// Finds the engine of this CPU. The error is one line for the user.
+    pub fn probe(wishes: Wishes) -> Result<Host, String> {
+        if __cpuid(1).ecx & 1 << 5 != 0 {
+            return vmx::cpu::probe(wishes).map(Host::Vmx);
+        }
+        Err("this CPU has neither VMX nor SVM; Corten needs VMX with EPT and unrestricted guest, or SVM with nested paging".into())
+    }
+
+    /// Switches it on, on this CPU, for good.
+    pub fn enable(self, memory: &'static Memory) -> Result<CpuEngine, String> {
+        match self {
+            Host::Vmx(caps) => vmx::cpu::enable(caps, memory).map(|()| CpuEngine::Vmx),
+        }
+    }
+
+    /// Says what was found.
+    pub fn announce(self) {
+        match self {
+            Host::Vmx(caps) => log::info!(target: "vmx", "{}", caps.summary()),
+        }
+    }
+
+    /// The format of the nested page tables.
+    pub fn format(self) -> Nested {
+        match self {
+            Host::Vmx(caps) => Nested::Ept(vmx::cpu::format(caps)),
+        }
+    }
+
+    /// Features of this CPU that a guest cannot have, as the engine does not let their instructions through.
+    pub fn withheld(self) -> Vec<Feature> {
+        match self {
+            Host::Vmx(caps) => vmx::cpu::withheld(caps),
+        }
+    }
+
+    /// A domain's bitmaps; `None` if there is no memory.
+    pub fn bitmaps(self, memory: &'static Memory, ports: &Ports, msr: &MsrPolicy) -> Option<Bitmaps> {
+        match self {
+            Host::Vmx(_) => vmx::bitmaps::make(memory, ports, msr),
+        }
+    }
+
+    /// A vCPU; `None` if there is no memory.
+    ///
+    /// # Safety
+    /// What `resources` names outlives the vCPU, and is what this engine made. The engine is enabled on every CPU that will load it.
+    pub unsafe fn vcpu(self, memory: &'static Memory, resources: Resources) -> Option<Engine> {
+        match self {
+            // SAFETY: by the caller's promise.
+            Host::Vmx(caps) => unsafe { vmx::guest::VmxVcpu::new(caps, resources, memory) }.map(Engine::Vmx),
+        }
+    }
+}
