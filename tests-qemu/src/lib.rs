@@ -13,6 +13,7 @@ pub mod cpu;
 pub mod events;
 pub mod fault;
 pub mod hypercall;
+pub mod measure;
 pub mod memory;
 pub mod power;
 pub mod probe;

@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::engine::{Choice, Options};
-use crate::{build, image, layout, lint, once, packages, run, test};
+use crate::{bench, build, image, layout, lint, once, packages, run, test};
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -24,6 +24,9 @@ enum Command {
     Run(RunArgs),
     /// Run the tests: host tests, then Corten in the engines
     Test(TestArgs),
+    /// Measure: `boot` (power-on to power-off) or `paths` (each path that a guest can take)
+    #[command(subcommand)]
+    Bench(Bench),
     /// Check formatting, clippy and the house rules
     Lint,
     /// Write xen-abi's layout assertions anew from Xen's public headers
@@ -101,6 +104,29 @@ pub struct OnceArgs {
     pub until: Vec<String>,
 }
 
+#[derive(Subcommand)]
+enum Bench {
+    /// Ticks from power-on to power-off, with Debian's kernel and a busybox initramfs
+    Boot(BenchArgs),
+    /// Instructions of each path, beside Xen's and the budget
+    Paths(BenchArgs),
+}
+
+#[derive(Args)]
+pub struct BenchArgs {
+    /// Measure this one, too, on the same machine
+    #[arg(long, value_name = "xen|FILE")]
+    pub against: Option<String>,
+    /// Boot: where to measure (default: Bochs, which counts)
+    #[arg(long, value_enum)]
+    pub engine: Option<Choice>,
+    /// Boot: the Debian release of the kernel
+    #[arg(long, value_name = "SUITE", default_value = "trixie")]
+    pub suite: String,
+    #[command(flatten)]
+    pub options: Options,
+}
+
 #[derive(Args)]
 pub struct TestArgs {
     /// host, bochs, qemu, kvm, or names of tests; default: the host tests and the best engine
@@ -128,6 +154,8 @@ impl Cli {
             Command::Image(boot) => image::command(&boot).map(|_| ExitCode::SUCCESS),
             Command::Run(args) => run::command(&args),
             Command::Test(args) => test::command(&args),
+            Command::Bench(Bench::Boot(args)) => bench::boot(&args),
+            Command::Bench(Bench::Paths(args)) => bench::paths(&args),
             Command::Lint => lint::command().map(|()| ExitCode::SUCCESS),
             Command::Layout { headers } => {
                 let headers = headers.map_or_else(packages::xen_headers, Ok)?;

@@ -1,5 +1,6 @@
 //! Everything a person runs on Corten: build, image, run, test, bench, lint.
 
+mod bench;
 mod build;
 mod cli;
 mod console;

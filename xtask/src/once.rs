@@ -13,15 +13,12 @@ use std::time::Duration;
 
 pub fn machine(args: &MachineArgs, hypervisor: &str, iso: &Path, logs: PathBuf) -> Result<Machine> {
     Ok(Machine {
-        iso: iso.to_path_buf(),
-        memory_mib: args.memory,
         cpus: args.cpus,
         disk: args.disk.as_ref().map(std::fs::canonicalize).transpose()?,
         cpu: args.options.cpu.clone(),
         debug: args.debug,
-        reboots: false,
         iommu: hypervisor == "xen",
-        logs,
+        ..Machine::plain(iso, args.memory, &logs)
     })
 }
 

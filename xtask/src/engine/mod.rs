@@ -50,6 +50,23 @@ pub struct Machine {
     pub logs: PathBuf,
 }
 
+impl Machine {
+    /// One CPU, nothing special.
+    pub fn plain(iso: &Path, memory_mib: u32, logs: &Path) -> Machine {
+        Machine {
+            iso: iso.to_path_buf(),
+            memory_mib,
+            cpus: 1,
+            disk: None,
+            cpu: None,
+            debug: false,
+            reboots: false,
+            iommu: false,
+            logs: logs.to_path_buf(),
+        }
+    }
+}
+
 pub enum Engine {
     Bochs(bochs::Bochs),
     Qemu(qemu::Accelerator),

@@ -79,15 +79,12 @@ impl Context<'_> {
         Medium { hypervisor: self.hypervisor.clone().with_args(&args, protocol), modules: boot.modules }
             .write_iso(&iso)?;
         let machine = Machine {
-            iso: iso.clone(),
-            memory_mib: boot.memory_mib,
             cpus: boot.cpus,
             disk: boot.disk,
             cpu: boot.cpu,
-            debug: false,
             reboots: boot.reboots,
             iommu: self.on_xen(),
-            logs: logs.clone(),
+            ..Machine::plain(&iso, boot.memory_mib, &logs)
         };
         let mut running = self.engine.start(&machine)?;
         let limit = Duration::from_secs(boot.limit * super::PATIENCE);

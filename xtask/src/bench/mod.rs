@@ -1,0 +1,8 @@
+//! `cargo xtask bench`: what Corten costs, beside Xen and the budget.
+
+mod boot;
+mod costs;
+mod paths;
+
+pub use boot::command as boot;
+pub use paths::command as paths;
