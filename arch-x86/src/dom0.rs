@@ -26,7 +26,7 @@ use mm::{Memory, P2m, P2mCache, RangeSet, SharedPage};
 use xen_abi::errno::Errno;
 use xen_abi::memory::E820Entry;
 use xen_abi::types::{DomainId, VcpuId};
-use xen_abi::x86::{XEN_HVM_CPUID_EXT_DEST_ID, XEN_HVM_CPUID_UPCALL_VECTOR, XEN_HVM_CPUID_X2APIC_VIRT};
+use xen_abi::x86::{XEN_HVM_CPUID_EXT_DEST_ID, XEN_HVM_CPUID_IOMMU_MAPPINGS, XEN_HVM_CPUID_UPCALL_VECTOR};
 
 use crate::acpi;
 use crate::context::{Context, SwitchedRegisters};
@@ -272,7 +272,9 @@ fn assemble(
             },
             xcr0_limit: fpu::switched_states(),
             without: &withheld(ready.engine),
-            hvm_features: XEN_HVM_CPUID_X2APIC_VIRT | XEN_HVM_CPUID_UPCALL_VECTOR | XEN_HVM_CPUID_EXT_DEST_ID,
+            // As Xen answers where the hardware does not virtualise the local APIC; IOMMU_MAPPINGS it sets whatever IOMMU there is.
+            // With EXT_DEST_ID beside it, interrupts reach more than 127 vCPUs.
+            hvm_features: XEN_HVM_CPUID_IOMMU_MAPPINGS | XEN_HVM_CPUID_UPCALL_VECTOR | XEN_HVM_CPUID_EXT_DEST_ID,
             ..CpuidOptions::default()
         },
     );

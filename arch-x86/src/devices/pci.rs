@@ -62,7 +62,7 @@ impl PciBus {
     pub fn write_port(&self, machine: &X86, domain: &Domain<X86>, port: u16, width: Width, value: u32) {
         let mut effects = Effects::new();
         self.functions.lock().port_write(&self.hardware, port, width, value, &mut effects);
-        self.carry_out(machine, domain, effects);
+        self.carry_out(machine, domain, &effects);
     }
 
     pub fn read_memory(&self, address: GuestPhys, width: Width) -> Option<u64> {
@@ -80,7 +80,7 @@ impl PciBus {
     ) -> bool {
         let mut effects = Effects::new();
         let known = self.functions.lock().memory_write(&self.hardware, address, width, value, &mut effects);
-        self.carry_out(machine, domain, effects);
+        self.carry_out(machine, domain, &effects);
         known
     }
 
@@ -116,7 +116,7 @@ impl PciBus {
     ) -> Result<(), Errno> {
         let mut effects = Effects::new();
         let result = change(&mut self.functions.lock(), &mut effects);
-        self.carry_out(machine, domain, effects);
+        self.carry_out(machine, domain, &effects);
         result
     }
 
@@ -131,9 +131,9 @@ impl PciBus {
     // ---- what follows ----
 
     #[inline]
-    fn carry_out(&self, machine: &X86, domain: &Domain<X86>, effects: Effects) {
+    fn carry_out(&self, machine: &X86, domain: &Domain<X86>, effects: &Effects) {
         if !effects.is_empty() {
-            self.carry_out_all(machine, domain, &effects);
+            self.carry_out_all(machine, domain, effects);
         }
     }
 
