@@ -192,7 +192,7 @@ pub fn rouse(vcpu: &Vcpu<X86>) {
     let (cpu, key) = vcpu.machine.place();
     let here = percpu::this();
     // INIT and SIPI are for a vCPU that does not run: the CPU that has it looks at them all the same.
-    let woken = vcpu.clear_hold(hold::BLOCKED) || vcpu.machine.inbox.startup_pending();
+    let woken = vcpu.rouse() || vcpu.machine.inbox.startup_pending();
     let Some(there) = (if cpu == here.id { Some(here) } else { percpu::get(cpu) }) else { return };
     if woken {
         there.wake(key);
@@ -276,6 +276,24 @@ impl Machine for X86 {
         // of an earlier event still waiting, and the event must wake it. It sets the hold before it looks at
         // `evtchn_upcall_pending`, which was set before this look at the hold: one of the two sees the other.
         if posted == Posted::New || vcpu.holds() & hold::BLOCKED != 0 {
+            rouse(vcpu);
+        }
+    }
+
+    fn interrupt_waits(&self, domain: &Domain<Self>, vcpu: &Vcpu<Self>, context: &mut Context) -> bool {
+        let X86Vcpu { inbox, upcall_due, lapic_due, .. } = &vcpu.machine;
+        if inbox.nmi_pending() || inbox.startup_pending() {
+            return true;
+        }
+        // The shadow of STI ends with the instruction that made the hypercall.
+        context.engine.interrupts_enabled()
+            && (lapic_due.load(Ordering::Acquire)
+                || (upcall_due.load(Ordering::Acquire) && matches!(domain.callback(), Callback::Vector(_)))
+                || context.vlapic.deliverable(inbox).is_some())
+    }
+
+    fn send_nmi(&self, _domain: &Domain<Self>, vcpu: &Vcpu<Self>) {
+        if vcpu.machine.inbox.accept(Delivery::Nmi, 0, false) == Posted::New {
             rouse(vcpu);
         }
     }

@@ -2,11 +2,11 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
+use mm::SharedPage;
 use mm::addr::Gfn;
 use mm::p2m::P2m;
-use mm::SharedPage;
 use xen_abi::memory::E820Entry;
 use xen_abi::types::{DomainId, VcpuId};
 
@@ -14,6 +14,7 @@ use crate::event::EventChannels;
 use crate::grant::GrantTable;
 use crate::machine::{Machine, Width};
 use crate::params::Params;
+use crate::system::System;
 use crate::vcpu::{Vcpu, hold};
 
 /// What a domain may ask for. The hypercall table is written in these terms.
@@ -60,7 +61,8 @@ pub struct Domain<M: Machine> {
     /// VMASST_TYPE_* that it switched on.
     pub vm_assist: AtomicU64,
     shutdown: AtomicU32,
-    paused_for_good: AtomicBool,
+    /// SCHEDOP_shutdown_code: the reason of a shutdown that is yet to come, whatever that will say.
+    shutdown_code: AtomicU32,
     pub machine: M::DomainState,
 }
 
@@ -109,7 +111,7 @@ impl<M: Machine> Domain<M> {
             wide: AtomicU8::new(1),
             vm_assist: AtomicU64::new(0),
             shutdown: AtomicU32::new(RUNNING),
-            paused_for_good: AtomicBool::new(false),
+            shutdown_code: AtomicU32::new(RUNNING),
             machine: parts.machine,
         }
     }
@@ -164,16 +166,30 @@ impl<M: Machine> Domain<M> {
         (reason != RUNNING).then_some(reason)
     }
 
+    /// Notes why the domain will shut down, if that is not known yet (SCHEDOP_shutdown_code).
+    pub fn note_shutdown_code(&self, reason: u8) {
+        let _ = self.shutdown_code.compare_exchange(RUNNING, reason.into(), Ordering::AcqRel, Ordering::Relaxed);
+    }
+
     /// Notes the first reason to shut down and holds all of its vCPUs; true if this was the first.
     pub fn begin_shutdown(&self, reason: u32) -> bool {
-        let first =
-            self.shutdown.compare_exchange(RUNNING, reason, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let noted = self.shutdown_code.load(Ordering::Acquire);
+        let reason = if noted == RUNNING { reason } else { noted };
+        let first = self.shutdown.compare_exchange(RUNNING, reason, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if first {
-            self.paused_for_good.store(true, Ordering::Release);
             for vcpu in &self.vcpus {
                 vcpu.set_hold(hold::PAUSED);
             }
         }
         first
+    }
+}
+
+/// Shuts a domain down, unless it is already: its vCPUs stop, and the machine is told why (SHUTDOWN_*).
+pub fn shut_down<M: Machine>(system: &System<M>, domain: &Domain<M>, reason: u8) {
+    if domain.begin_shutdown(reason.into())
+        && let Some(reason) = domain.shutdown_reason()
+    {
+        system.machine.domain_stopped(domain, reason);
     }
 }

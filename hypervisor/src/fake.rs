@@ -1,7 +1,8 @@
 //! A machine that is none, for tests of what a hypercall does: domains with a little memory, linear addresses that are physical
 //! ones, and a TLB that drops nothing until it is flushed.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::vec::Vec;
 
@@ -10,7 +11,9 @@ use mm::fake::{self, CachingTlb, Format};
 use mm::table::{MemoryType, PageKind};
 use mm::{Flush, Memory, P2m, P2mCache, SharedPage};
 use sched::Nanos;
+use xen_abi::compat::Compat;
 use xen_abi::errno::Errno;
+use xen_abi::memory::{E820_RAM, E820_RESERVED, E820Entry};
 use xen_abi::types::{DomainId, VcpuId};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -20,20 +23,71 @@ use crate::grant::{GrantTable, Limits};
 use crate::hypercall::{Arguments, Caller, Outcome, dispatch};
 use crate::machine::{Access, ClockScale, DeviceRequest, Machine, PhysicalCpu, Width};
 use crate::system::System;
-use crate::vcpu::Vcpu;
+use crate::vcpu::{Vcpu, hold};
 
 /// Where a domain's memory begins, in frames.
 pub const RAM: u64 = 0x100;
+
+/// The frame of a device, which every domain has.
+pub const DEVICE: u64 = 0xb8;
 
 /// The address of page `index` of a domain's memory.
 pub const fn page(index: u64) -> u64 {
     (RAM + index) * PAGE_SIZE as u64
 }
 
-/// The machine; it counts flushes.
-#[derive(Default)]
+/// What the machine was told to do with a domain's vCPUs, and what it was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    Upcall(VcpuId),
+    Wake(VcpuId),
+    Nmi(VcpuId),
+    Timer(VcpuId),
+    Yield,
+    Online(VcpuId, bool),
+    Stopped(DomainId, u32),
+    Device(DeviceRequest),
+}
+
+/// The machine; it counts flushes and remembers what it was told.
 pub struct Fake {
     pub flushes: AtomicUsize,
+    /// System time in nanoseconds.
+    pub now: AtomicU64,
+    /// An interrupt waits.
+    pub interrupt: AtomicBool,
+    /// Changes of a timer are not worth a word.
+    pub told: Mutex<Vec<Told>>,
+    pub written: Mutex<Vec<u8>>,
+    pub input: Mutex<VecDeque<u8>>,
+    pub ring: Mutex<Vec<u8>>,
+    pub wallclock: Mutex<(u64, u32)>,
+}
+
+impl Default for Fake {
+    fn default() -> Fake {
+        Fake {
+            flushes: AtomicUsize::new(0),
+            now: AtomicU64::new(1_000_000_000),
+            interrupt: AtomicBool::new(false),
+            told: Mutex::default(),
+            written: Mutex::default(),
+            input: Mutex::default(),
+            ring: Mutex::default(),
+            wallclock: Mutex::default(),
+        }
+    }
+}
+
+impl Fake {
+    fn tell(&self, what: Told) {
+        self.told.lock().unwrap().push(what);
+    }
+
+    /// What it was told since this was last asked.
+    pub fn told(&self) -> Vec<Told> {
+        core::mem::take(&mut self.told.lock().unwrap())
+    }
 }
 
 /// What a CPU holds of a running vCPU.
@@ -50,11 +104,11 @@ impl Machine for Fake {
     type Context = Context;
 
     fn now(&self) -> Nanos {
-        Nanos(1_000_000_000)
+        Nanos(self.now.load(Ordering::Relaxed))
     }
 
     fn clock_scale(&self) -> ClockScale {
-        ClockScale::default()
+        ClockScale { tsc_to_system_mul: 0x8000_0000, tsc_shift: 1, stable: true, ..ClockScale::default() }
     }
 
     fn tsc_khz(&self) -> u32 {
@@ -62,10 +116,12 @@ impl Machine for Fake {
     }
 
     fn wallclock_at_boot(&self) -> (u64, u32) {
-        (0, 0)
+        *self.wallclock.lock().unwrap()
     }
 
-    fn set_wallclock(&self, _seconds: u64, _nanoseconds: u32, _at: Nanos) {}
+    fn set_wallclock(&self, seconds: u64, nanoseconds: u32, _at: Nanos) {
+        *self.wallclock.lock().unwrap() = (seconds, nanoseconds);
+    }
 
     fn translate(
         &self,
@@ -75,7 +131,8 @@ impl Machine for Fake {
         _access: Access,
     ) -> Result<GuestPhys, Errno> {
         let physical = GuestPhys(linear);
-        domain.p2m.lookup(physical.gfn()).map(|_| physical).ok_or(Errno::EFAULT)
+        // What a CPU would use, which may be stale: then the test finds what was not flushed.
+        domain.machine.lock().unwrap().access(&domain.p2m, physical.gfn()).map(|_| physical).ok_or(Errno::EFAULT)
     }
 
     fn p2m_cache<'a>(&self, context: &'a mut Context) -> &'a mut P2mCache {
@@ -86,15 +143,37 @@ impl Machine for Fake {
         context.width
     }
 
-    fn upcall(&self, _domain: &Domain<Self>, _vcpu: &Vcpu<Self>) {}
+    fn upcall(&self, _domain: &Domain<Self>, vcpu: &Vcpu<Self>) {
+        self.tell(Told::Upcall(vcpu.id));
+    }
 
-    fn wake(&self, _domain: &Domain<Self>, _vcpu: &Vcpu<Self>) {}
+    fn interrupt_waits(&self, _domain: &Domain<Self>, _vcpu: &Vcpu<Self>, _context: &mut Context) -> bool {
+        self.interrupt.load(Ordering::Relaxed)
+    }
 
-    fn timer_changed(&self, _domain: &Domain<Self>, _vcpu: &Vcpu<Self>) {}
+    fn send_nmi(&self, _domain: &Domain<Self>, vcpu: &Vcpu<Self>) {
+        self.tell(Told::Nmi(vcpu.id));
+    }
 
-    fn yield_now(&self, _domain: &Domain<Self>, _vcpu: &Vcpu<Self>) {}
+    fn wake(&self, _domain: &Domain<Self>, vcpu: &Vcpu<Self>) {
+        self.tell(Told::Wake(vcpu.id));
+    }
 
-    fn set_online(&self, _domain: &Domain<Self>, _vcpu: &Vcpu<Self>, _online: bool) -> Result<(), Errno> {
+    fn timer_changed(&self, _domain: &Domain<Self>, vcpu: &Vcpu<Self>) {
+        self.tell(Told::Timer(vcpu.id));
+    }
+
+    fn yield_now(&self, _domain: &Domain<Self>, _vcpu: &Vcpu<Self>) {
+        self.tell(Told::Yield);
+    }
+
+    fn set_online(&self, _domain: &Domain<Self>, vcpu: &Vcpu<Self>, online: bool) -> Result<(), Errno> {
+        self.tell(Told::Online(vcpu.id, online));
+        if online {
+            vcpu.clear_hold(hold::OFFLINE);
+        } else {
+            vcpu.set_hold(hold::OFFLINE);
+        }
         Ok(())
     }
 
@@ -105,28 +184,40 @@ impl Machine for Fake {
         domain.machine.lock().unwrap().spend(&domain.p2m, flush);
     }
 
-    fn domain_stopped(&self, _domain: &Domain<Self>, _reason: u32) {}
-
-    fn console_write(&self, _domain: &Domain<Self>, _text: &[u8]) {}
-
-    fn console_read(&self, _into: &mut [u8]) -> usize {
-        0
+    fn domain_stopped(&self, domain: &Domain<Self>, reason: u32) {
+        self.tell(Told::Stopped(domain.id, reason));
     }
 
-    fn console_ring(&self, from: u32, _into: &mut [u8]) -> (usize, u32) {
-        (0, from)
+    fn console_write(&self, _domain: &Domain<Self>, text: &[u8]) {
+        self.written.lock().unwrap().extend_from_slice(text);
     }
 
-    fn device(&self, _domain: &Domain<Self>, _request: DeviceRequest) -> Result<(), Errno> {
-        Err(Errno::ENODEV)
+    fn console_read(&self, into: &mut [u8]) -> usize {
+        let mut input = self.input.lock().unwrap();
+        let count = into.len().min(input.len());
+        into.iter_mut().zip(input.drain(..count)).for_each(|(to, from)| *to = from);
+        count
     }
 
-    fn physical_cpu(&self, _cpu: u32) -> Option<PhysicalCpu> {
-        None
+    fn console_ring(&self, from: u32, into: &mut [u8]) -> (usize, u32) {
+        let ring = self.ring.lock().unwrap();
+        let from = if from as usize <= ring.len() { from as usize } else { 0 };
+        let count = into.len().min(ring.len() - from);
+        into[..count].copy_from_slice(&ring[from..from + count]);
+        (count, (from + count) as u32)
+    }
+
+    fn device(&self, _domain: &Domain<Self>, request: DeviceRequest) -> Result<(), Errno> {
+        self.tell(Told::Device(request));
+        Ok(())
+    }
+
+    fn physical_cpu(&self, cpu: u32) -> Option<PhysicalCpu> {
+        (cpu == 0).then_some(PhysicalCpu { highest: 0, online: true, apic_id: 8, acpi_id: 3 })
     }
 
     fn command_line(&self) -> &str {
-        ""
+        "dom0_mem=fake"
     }
 }
 
@@ -136,28 +227,62 @@ pub fn system(frames: u64) -> &'static System<Fake> {
     Box::leak(Box::new(System::new(Fake::default(), memory)))
 }
 
+/// What a domain is to be like.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    pub id: u16,
+    /// Pages of memory from [`RAM`] on.
+    pub pages: u64,
+    pub max_pages: u64,
+    pub vcpus: u32,
+    pub one_to_one: bool,
+}
+
+impl Default for Wanted {
+    fn default() -> Wanted {
+        Wanted { id: 0, pages: 16, max_pages: 16, vcpus: 1, one_to_one: false }
+    }
+}
+
 /// Adds a domain of one vCPU with `pages` pages of memory from [`RAM`] on. Domain 0 controls.
 pub fn add_domain(system: &'static System<Fake>, id: u16, pages: u64) -> Arc<Domain<Fake>> {
-    let id = DomainId(id);
+    add(system, Wanted { id, pages, max_pages: pages, ..Wanted::default() })
+}
+
+/// Adds a domain, of which all vCPUs are up.
+pub fn add(system: &'static System<Fake>, wanted: Wanted) -> Arc<Domain<Fake>> {
+    let Wanted { pages, max_pages, one_to_one, .. } = wanted;
+    let id = DomainId(wanted.id);
     let memory: &'static Memory = system.memory;
     let p2m = P2m::new(Format::default(), memory, id).unwrap();
+    if one_to_one {
+        memory.claim_range(mm::Mfn(RAM)..mm::Mfn(RAM + pages), id).unwrap();
+    }
     for page in 0..pages {
-        let mfn = memory.allocate(0, None).unwrap().scrub().give_to(id);
+        let mfn = if one_to_one { mm::Mfn(RAM + page) } else { memory.allocate(0, None).unwrap().scrub().give_to(id) };
         assert!(p2m.map(Gfn(RAM + page), mfn, 1, PageKind::Ram, MemoryType::WriteBack).unwrap().is_none());
+    }
+    assert!(p2m.map(Gfn(DEVICE), mm::Mfn(DEVICE), 1, PageKind::Mmio, MemoryType::Uncacheable).unwrap().is_none());
+    let vcpus: Vec<_> = (0..wanted.vcpus).map(|vcpu| Vcpu::new(VcpuId(vcpu), ())).collect();
+    for vcpu in &vcpus {
+        vcpu.clear_hold(hold::OFFLINE);
     }
     let domain = Arc::new(Domain::new(Parts {
         id,
         privilege: if id == DomainId::DOM0 { Privilege::Control } else { Privilege::Guest },
         name: "fake".into(),
-        vcpus: Vec::from([Vcpu::new(VcpuId(0), ())]),
+        vcpus,
         p2m,
-        one_to_one: false,
+        one_to_one,
         shared_info: SharedPage::allocate(memory, id).unwrap(),
-        events: EventChannels::new(id, 1, u32::MAX).unwrap(),
-        grants: GrantTable::new(id, Limits::default(), 1).unwrap(),
-        memory_map: Vec::new(),
+        events: EventChannels::new(id, wanted.vcpus, u32::MAX).unwrap(),
+        grants: GrantTable::new(id, Limits::default(), wanted.vcpus as usize).unwrap(),
+        memory_map: Vec::from([
+            E820Entry { addr: 0, size: page(0), r#type: E820_RESERVED },
+            E820Entry { addr: page(0), size: page(pages) - page(0), r#type: E820_RAM },
+        ]),
         pages,
-        max_pages: pages,
+        max_pages,
         machine: Mutex::default(),
     }));
     system.add(Arc::clone(&domain)).unwrap();
@@ -169,16 +294,45 @@ pub struct Running {
     pub system: &'static System<Fake>,
     pub domain: Arc<Domain<Fake>>,
     pub context: Context,
+    /// Which vCPU it is.
+    pub id: VcpuId,
 }
 
 impl Running {
     pub fn new(system: &'static System<Fake>, domain: &Arc<Domain<Fake>>) -> Running {
-        Running { system, domain: Arc::clone(domain), context: Context::default() }
+        Running { system, domain: Arc::clone(domain), context: Context::default(), id: VcpuId(0) }
+    }
+
+    pub fn vcpu(&self) -> &Vcpu<Fake> {
+        self.domain.vcpu(self.id).unwrap()
+    }
+
+    /// Makes a hypercall whose arguments are an operation and a structure, which is put at the end of page 0 and read back.
+    pub fn op<T: FromBytes + IntoBytes + Immutable>(&mut self, number: u64, operation: u32, argument: &mut T) -> i64 {
+        let at = page(1) - (size_of::<T>() as u64).next_multiple_of(8);
+        self.poke(at, argument);
+        let result = self.call(number, &[operation.into(), at]).0;
+        *argument = self.peek(at);
+        result
+    }
+
+    /// As [`op`](Self::op), with the structure as a 32-bit caller has it where the caller is one.
+    pub fn op_arg<T>(&mut self, number: u64, operation: u32, argument: &mut T) -> i64
+    where
+        T: Compat + FromBytes + IntoBytes + Immutable,
+    {
+        if self.context.width == Width::Bits64 {
+            return self.op(number, operation, argument);
+        }
+        let mut narrow = argument.narrow();
+        let result = self.op(number, operation, &mut narrow);
+        *argument = T::widen(narrow);
+        result
     }
 
     /// Makes a hypercall once.
     pub fn call_once(&mut self, number: u64, arguments: Arguments) -> Outcome {
-        let vcpu = self.domain.vcpu(VcpuId(0)).unwrap();
+        let vcpu = self.domain.vcpu(self.id).unwrap();
         let width = self.context.width;
         let mut caller = Caller { system: self.system, domain: &self.domain, vcpu, context: &mut self.context, width };
         dispatch(&mut caller, number, arguments)

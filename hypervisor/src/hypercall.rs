@@ -1,10 +1,11 @@
 //! Hypercalls: who calls, with what, and the table of all of them.
 
 use alloc::sync::Arc;
-use core::mem::size_of;
 
-use mm::addr::GuestPhys;
+use mm::SharedPage;
+use mm::addr::{Gfn, GuestPhys};
 use mm::guest::CachedGuestMemory;
+use xen_abi::compat::Compat;
 use xen_abi::errno::Errno;
 use xen_abi::handle::GuestHandle;
 use xen_abi::numbers;
@@ -68,7 +69,11 @@ impl<M: Machine> Caller<'_, M> {
         linear: u64,
         len: usize,
         access: Access,
-        mut piece: impl FnMut(&mut CachedGuestMemory<'_, M::Format>, GuestPhys, core::ops::Range<usize>) -> Result<(), Errno>,
+        mut piece: impl FnMut(
+            &mut CachedGuestMemory<'_, M::Format>,
+            GuestPhys,
+            core::ops::Range<usize>,
+        ) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
         let mut done = 0usize;
         while done < len {
@@ -116,7 +121,7 @@ impl<M: Machine> Caller<'_, M> {
     /// Element `index` of an array in the caller's memory.
     #[inline]
     pub fn read_at<T: FromBytes + IntoBytes>(&mut self, array: GuestHandle<T>, index: u64) -> Result<T, Errno> {
-        self.read(element(array, index)?)
+        self.read(array.element(index).ok_or(Errno::EFAULT)?)
     }
 
     #[inline]
@@ -126,7 +131,55 @@ impl<M: Machine> Caller<'_, M> {
         index: u64,
         value: &T,
     ) -> Result<(), Errno> {
-        self.write(element(array, index)?, value)
+        self.write(array.element(index).ok_or(Errno::EFAULT)?, value)
+    }
+
+    /// One structure from the caller's memory, in the layout of its width.
+    #[inline]
+    pub fn read_arg<T: Compat + FromBytes + IntoBytes>(&mut self, from: GuestHandle<T>) -> Result<T, Errno> {
+        match self.width {
+            Width::Bits64 => self.read(from),
+            Width::Bits32 => self.read(from.cast::<T::Narrow>()).map(T::widen),
+        }
+    }
+
+    /// One structure to the caller's memory, in the layout of its width.
+    #[inline]
+    pub fn write_arg<T: Compat + IntoBytes + Immutable>(&mut self, to: GuestHandle<T>, value: &T) -> Result<(), Errno> {
+        match self.width {
+            Width::Bits64 => self.write(to, value),
+            Width::Bits32 => self.write(to.cast::<T::Narrow>(), &value.narrow()),
+        }
+    }
+
+    /// Element `index` of an array whose elements have the layout of the caller's width.
+    #[inline]
+    pub fn read_arg_at<T: Compat + FromBytes + IntoBytes>(
+        &mut self,
+        array: GuestHandle<T>,
+        index: u64,
+    ) -> Result<T, Errno> {
+        self.read_arg(self.arg_at(array, index)?)
+    }
+
+    #[inline]
+    pub fn write_arg_at<T: Compat + IntoBytes + Immutable>(
+        &mut self,
+        array: GuestHandle<T>,
+        index: u64,
+        value: &T,
+    ) -> Result<(), Errno> {
+        self.write_arg(self.arg_at(array, index)?, value)
+    }
+
+    /// Where element `index` of an array is whose elements have the layout of the caller's width.
+    #[inline]
+    pub fn arg_at<T: Compat>(&self, array: GuestHandle<T>, index: u64) -> Result<GuestHandle<T>, Errno> {
+        match self.width {
+            Width::Bits64 => array.element(index),
+            Width::Bits32 => array.cast::<T::Narrow>().element(index).map(GuestHandle::cast),
+        }
+        .ok_or(Errno::EFAULT)
     }
 
     /// A handle to a `T` at an argument register's address.
@@ -154,11 +207,11 @@ impl<M: Machine> Caller<'_, M> {
     pub fn require_control(&self) -> Result<(), Errno> {
         if self.domain.is_control() { Ok(()) } else { Err(Errno::EPERM) }
     }
-}
 
-fn element<T>(array: GuestHandle<T>, index: u64) -> Result<GuestHandle<T>, Errno> {
-    let offset = index.checked_mul(size_of::<T>() as u64).ok_or(Errno::EFAULT)?;
-    array.address().checked_add(offset).map(GuestHandle::new).ok_or(Errno::EFAULT)
+    /// Shares one of the caller's own pages for long. EINVAL where it has no RAM that it may write.
+    pub fn share(&self, gfn: Gfn) -> Result<SharedPage, Errno> {
+        SharedPage::of_guest(&self.domain.p2m, self.system.memory, gfn).map_err(|_| Errno::EINVAL)
+    }
 }
 
 /// Who may make a hypercall at all; single operations may ask for more.
@@ -193,6 +246,8 @@ macro_rules! hypercalls {
 hypercalls! {
     // number                => who,     handler
     MEMORY_OP                => Anyone,  call::memory::op;
+    MULTICALL                => Anyone,  call::multicall::op;
+    SET_TIMER_OP             => Anyone,  call::vcpu::set_timer_op;
     XEN_VERSION              => Anyone,  call::version::op;
     CONSOLE_IO               => Control, call::console::op;
     GRANT_TABLE_OP           => Anyone,  call::grant_table::op;

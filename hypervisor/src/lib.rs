@@ -34,5 +34,7 @@ pub mod params;
 pub mod physmap;
 pub mod runstate;
 pub mod system;
+pub mod timer;
 pub mod vcpu;
 pub mod wallclock;
+pub mod watchdog;

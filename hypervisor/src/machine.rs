@@ -63,8 +63,17 @@ pub enum DeviceRequest {
     PciRemove(PciFunction),
     PciReset(PciFunction),
     /// An ECAM window that ACPI reserves: base address, segment, first and last bus.
-    Ecam { base: u64, segment: u16, first_bus: u8, last_bus: u8 },
-    SetupGsi { gsi: u32, level: bool, active_low: bool },
+    Ecam {
+        base: u64,
+        segment: u16,
+        first_bus: u8,
+        last_bus: u8,
+    },
+    SetupGsi {
+        gsi: u32,
+        level: bool,
+        active_low: bool,
+    },
 }
 
 /// A physical CPU as XENPF_get_cpuinfo tells of it.
@@ -120,13 +129,19 @@ pub trait Machine: Sized + Send + Sync + 'static {
     /// `evtchn_upcall_pending` of this vCPU became 1: have it take its upcall as soon as it can, wherever it is.
     fn upcall(&self, domain: &Domain<Self>, vcpu: &Vcpu<Self>);
 
+    /// Whether an interrupt waits that the running vCPU would take at once: then it is no time to sleep.
+    fn interrupt_waits(&self, domain: &Domain<Self>, vcpu: &Vcpu<Self>, context: &mut Self::Context) -> bool;
+
+    /// The vCPU gets an NMI (VCPUOP_send_nmi).
+    fn send_nmi(&self, domain: &Domain<Self>, vcpu: &Vcpu<Self>);
+
     /// The vCPU is runnable again (it may already be running).
     fn wake(&self, domain: &Domain<Self>, vcpu: &Vcpu<Self>);
 
-    /// The vCPU's earliest deadline ([`Vcpu::next_deadline`]) may have changed.
+    /// The vCPU's earliest deadline ([`Vcpu::next_deadline`]) may have changed. At that time [`crate::timer::expire`] is to be called.
     fn timer_changed(&self, domain: &Domain<Self>, vcpu: &Vcpu<Self>);
 
-    /// The vCPU's upcall vector was set by HVMOP_set_evtchn_upcall_vector, or the domain's callback by HVM_PARAM_CALLBACK_IRQ.
+    /// The running vCPU lets others run first (SCHEDOP_yield).
     fn yield_now(&self, domain: &Domain<Self>, vcpu: &Vcpu<Self>);
 
     /// Brings a vCPU up (`true`) or takes it down, as VCPUOP_up and VCPUOP_down ask.

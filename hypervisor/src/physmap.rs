@@ -1,8 +1,14 @@
-//! What a domain's physical address space holds, entry by entry: putting frames in, taking them out, and what becomes of the frame.
+//! What a domain's physical address space holds: putting frames in, taking them out, and what becomes of a frame.
+//!
+//! A frame of the domain's own memory is mapped at one gfn, from when it is given until it is taken away. Whoever empties a gfn decides by
+//! what was there at that very moment, so of several who empty the same one, one has the frame; and the frame is anybody's only
+//! when no CPU sees it any more.
 
+use core::ops::ControlFlow;
 use core::sync::atomic::Ordering;
 
-use mm::addr::{Gfn, Mfn};
+use arrayvec::ArrayVec;
+use mm::addr::{Gfn, Mfn, PageSize};
 use mm::table::{Mapping, MemoryType, PageKind};
 use mm::{Flush, FrameKind};
 use xen_abi::errno::Errno;
@@ -11,128 +17,294 @@ use crate::domain::Domain;
 use crate::machine::Machine;
 use crate::system::System;
 
-/// What is to become of a frame once no CPU sees it any more.
+/// Changes that end with one flush.
+const TOGETHER: usize = 32;
+
+/// What becomes of frames once no CPU sees them any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum After {
-    Nothing,
-    /// The domain's own RAM, free for others.
-    Free(Mfn),
-    /// A foreign mapping's reference.
-    Release(Mfn),
+enum Fate {
+    /// A page of the host's making stays where it is.
+    Kept,
+    /// The domain's own memory: given up.
+    GivenUp,
+    /// A foreign mapping's reference: given back.
+    Released,
 }
 
-/// Empties one gfn. ENOENT if nothing is mapped there, EBUSY if the frame is shared or mapped by others, EINVAL for what a domain does not own (MMIO, grants, which
-/// are unmapped by their handle).
-pub fn remove<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn) -> Result<(), Errno> {
-    let mapping = domain.p2m.lookup(gfn).ok_or(Errno::ENOENT)?;
-    let after = check_removable(system, domain, &mapping)?;
-    let flush = domain.p2m.unmap(gfn, 1)?;
-    finish(system, domain, flush, after);
-    Ok(())
+/// Pages on their way out of a domain's address space. They are gone from the p2m; dropping this flushes, and then lets the frames go.
+#[must_use]
+pub struct Changes<'a, M: Machine> {
+    system: &'a System<M>,
+    domain: &'a Domain<M>,
+    flush: Flush,
+    gone: ArrayVec<(Mfn, PageSize, Fate), TOGETHER>,
 }
 
-/// Decides about the frame before anything is changed; a one-to-one domain's frame is put aside here, still mapped for this moment.
-fn check_removable<M: Machine>(system: &System<M>, domain: &Domain<M>, mapping: &Mapping) -> Result<After, Errno> {
-    let mfn = mapping.mfn;
+impl<M: Machine> Drop for Changes<'_, M> {
+    fn drop(&mut self) {
+        self.settle();
+    }
+}
+
+impl<'a, M: Machine> Changes<'a, M> {
+    pub fn new(system: &'a System<M>, domain: &'a Domain<M>) -> Self {
+        Changes { system, domain, flush: Flush::none(), gone: ArrayVec::new() }
+    }
+
+    /// Empties one gfn. ENOENT if there is nothing that is the domain's to remove (a device's registers are not), EINVAL for a grant,
+    /// which is unmapped by its handle, and for a gfn that does not exist, ENOMEM.
+    pub fn remove(&mut self, gfn: Gfn) -> Result<(), Errno> {
+        self.remove_page(gfn, PageSize::Size4K)
+    }
+
+    /// Empties `frames` gfns one by one, as [`remove`](Self::remove) does, until one cannot be.
+    pub fn remove_extent(&mut self, gfn: Gfn, frames: u64) -> Result<(), Errno> {
+        const LARGE: u64 = PageSize::Size2M.frames();
+        let end = gfn.checked_add(frames).ok_or(Errno::EINVAL)?;
+        let mut at = gfn;
+        while at < end {
+            let large = at.is_aligned(LARGE)
+                && end.0.saturating_sub(at.0) >= LARGE
+                && self.domain.p2m.lookup(at).is_some_and(|mapping| mapping.size >= PageSize::Size2M);
+            let size = if large { PageSize::Size2M } else { PageSize::Size4K };
+            self.remove_page(at, size)?;
+            at = at.checked_add(size.frames()).ok_or(Errno::EINVAL)?;
+        }
+        Ok(())
+    }
+
+    /// Empties a gfn if it shows this frame. ENOENT if it does not.
+    pub fn remove_frame(&mut self, gfn: Gfn, mfn: Mfn) -> Result<(), Errno> {
+        self.remove_if(gfn, PageSize::Size4K, |mapping| mapping.mfn == mfn)
+    }
+
+    fn remove_page(&mut self, gfn: Gfn, size: PageSize) -> Result<(), Errno> {
+        self.remove_if(gfn, size, |_| true)
+    }
+
+    fn remove_if(&mut self, gfn: Gfn, size: PageSize, wanted: impl FnOnce(&Mapping) -> bool) -> Result<(), Errno> {
+        let (system, domain) = (self.system, self.domain);
+        let mut fate = Fate::Kept;
+        let (mapping, flush) = domain.p2m.take(gfn, size, |mapping| {
+            fate = removable(system, domain, mapping, size)?;
+            if wanted(mapping) { Ok(()) } else { Err(Errno::ENOENT) }
+        })?;
+        self.add(mapping.mfn, size, fate, flush);
+        Ok(())
+    }
+
+    /// Maps a frame at `gfn`; what was there goes first. A frame of the host's own making (shared_info, grant table) is RAM that the
+    /// guest may write. EPERM if a device is there, EINVAL if a grant is or the gfn does not exist, ENOMEM.
+    pub fn place(&mut self, gfn: Gfn, mfn: Mfn, kind: PageKind) -> Result<(), Errno> {
+        let (system, domain) = (self.system, self.domain);
+        let mut fate = Fate::Kept;
+        let agree = |before: Option<&Mapping>| {
+            fate = match before {
+                Some(Mapping { kind: PageKind::Mmio | PageKind::MmioReadOnly, .. }) => return Err(Errno::EPERM),
+                Some(mapping) => removable(system, domain, mapping, PageSize::Size4K)?,
+                None => Fate::Kept,
+            };
+            Ok(())
+        };
+        let (before, flush) = domain.p2m.put(gfn, mfn, kind, MemoryType::WriteBack, agree)?;
+        if let Some(before) = before {
+            self.add(before.mfn, PageSize::Size4K, fate, flush);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, mfn: Mfn, size: PageSize, fate: Fate, flush: Flush) {
+        self.flush = core::mem::replace(&mut self.flush, Flush::none()).merge(flush);
+        // There is room: a full list is settled at once.
+        let _ = self.gone.try_push((mfn, size, fate));
+        if self.gone.is_full() {
+            self.settle();
+        }
+    }
+
+    fn settle(&mut self) {
+        let flush = core::mem::replace(&mut self.flush, Flush::none());
+        if !flush.is_none() {
+            self.system.machine.flush(self.domain, flush);
+        }
+        for (mfn, size, fate) in self.gone.drain(..) {
+            match fate {
+                Fate::Kept => {}
+                Fate::GivenUp => give_up(self.system, self.domain, mfn, size),
+                Fate::Released => self.system.memory.release(mfn),
+            }
+        }
+    }
+}
+
+/// What becomes of the frames behind a mapping if it goes.
+fn removable<M: Machine>(
+    system: &System<M>,
+    domain: &Domain<M>,
+    mapping: &Mapping,
+    size: PageSize,
+) -> Result<Fate, Errno> {
+    let fate = |mfn: Mfn| {
+        let state = system.memory.state(mfn);
+        match state.kind() {
+            FrameKind::Owned if state.owner() == domain.id => Ok(Fate::GivenUp),
+            FrameKind::Shared => Ok(Fate::Kept),
+            // What the firmware left, say.
+            _ => Err(Errno::ENOENT),
+        }
+    };
     match mapping.kind {
+        PageKind::Ram | PageKind::RamReadOnly | PageKind::LogDirty if size == PageSize::Size4K => fate(mapping.mfn),
         PageKind::Ram | PageKind::RamReadOnly | PageKind::LogDirty => {
-            if system.memory.state(mfn).kind() == FrameKind::Shared {
-                return Ok(After::Nothing);
+            let frames = (0..size.frames()).map_while(|index| mapping.mfn.checked_add(index));
+            for mfn in frames {
+                if fate(mfn)? != Fate::GivenUp {
+                    return Err(Errno::ENOENT);
+                }
             }
-            if domain.one_to_one {
-                // Its DMA may still go there: nobody else gets the frame.
-                system.memory.park(mfn, domain.id)?;
-                domain.pages.fetch_sub(1, Ordering::Relaxed);
-                Ok(After::Nothing)
-            } else {
-                Ok(After::Free(mfn))
-            }
+            Ok(Fate::GivenUp)
         }
-        PageKind::Foreign | PageKind::ForeignRo => Ok(After::Release(mfn)),
-        PageKind::Mmio
-        | PageKind::MmioReadOnly
-        | PageKind::GrantRw
-        | PageKind::GrantRo
-        | PageKind::Ioreq
-        | PageKind::Broken => Err(Errno::EINVAL),
+        PageKind::Foreign | PageKind::ForeignRo => Ok(Fate::Released),
+        PageKind::Mmio | PageKind::MmioReadOnly => Err(Errno::ENOENT),
+        PageKind::GrantRw | PageKind::GrantRo | PageKind::Ioreq | PageKind::Broken => Err(Errno::EINVAL),
     }
 }
 
-fn finish<M: Machine>(system: &System<M>, domain: &Domain<M>, flush: Flush, after: After) {
-    system.machine.flush(domain, flush);
-    match after {
-        After::Nothing => {}
-        After::Free(mfn) => {
-            domain.pages.fetch_sub(1, Ordering::Relaxed);
-            // Whoever still refers to it keeps it until they are done.
-            let _ = system.memory.abandon(mfn, domain.id);
-        }
-        After::Release(mfn) => system.memory.release(mfn),
+/// Frames of the domain's own memory go back: to everyone, or, as a one-to-one domain's DMA may still go there, to nobody. Whoever still
+/// refers to them keeps them until they are done.
+fn give_up<M: Machine>(system: &System<M>, domain: &Domain<M>, mfn: Mfn, size: PageSize) {
+    let frames = size.frames();
+    domain.pages.fetch_sub(frames, Ordering::Relaxed);
+    let whole = !domain.one_to_one && size != PageSize::Size4K;
+    if whole && system.memory.free_owned(mfn, size.order(), domain.id).is_ok() {
+        return;
+    }
+    for mfn in (0..frames).map_while(|index| mfn.checked_add(index)) {
+        let given =
+            if domain.one_to_one { system.memory.park(mfn, domain.id) } else { system.memory.abandon(mfn, domain.id) };
+        debug_assert_eq!(given, Ok(()), "{mfn} was the domain's own");
     }
 }
 
-/// Gives the domain RAM at `gfn`, `2^order` frames. ENOMEM if there is none (for a one-to-one domain: if these are not frames that it gave up), EINVAL for a gfn that is not aligned or out of reach.
+/// Gives the domain RAM at `gfn`, `2^order` frames, where nothing is mapped. EEXIST if something is; ENOMEM if there is no memory, if the
+/// domain has as much as it may have, or, for a one-to-one domain, if these are not frames that it gave up; EINVAL for gfns that do
+/// not exist.
 pub fn populate<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, order: u8) -> Result<(), Errno> {
     let frames = 1u64.checked_shl(order.into()).ok_or(Errno::EINVAL)?;
-    if gfn.0 & frames.wrapping_sub(1) != 0 {
-        return Err(Errno::EINVAL);
+    let most = domain.max_pages.load(Ordering::Relaxed);
+    let charge = |held: u64| held.checked_add(frames).filter(|total| *total <= most);
+    domain.pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, charge).map_err(|_| Errno::ENOMEM)?;
+    let populated =
+        if domain.one_to_one { take_back(system, domain, gfn, frames) } else { give_new(system, domain, gfn, order) };
+    if populated.is_err() {
+        domain.pages.fetch_sub(frames, Ordering::Relaxed);
     }
-    if domain.one_to_one {
-        return repopulate(system, domain, gfn, frames);
+    populated
+}
+
+fn give_new<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, order: u8) -> Result<(), Errno> {
+    let mfn = system.memory.allocate(order, None)?.scrub().give_to(domain.id);
+    let filled = fill(system, domain, gfn, mfn, 1u64.wrapping_shl(order.into()));
+    if filled.is_err() {
+        let freed = system.memory.free_owned(mfn, order, domain.id);
+        debug_assert_eq!(freed, Ok(()), "nobody has seen it");
     }
-    let held = domain.pages.load(Ordering::Relaxed);
-    if held.saturating_add(frames) > domain.max_pages.load(Ordering::Relaxed) {
-        return Err(Errno::ENOMEM);
-    }
-    let mfn = system.memory.allocate(order, None).map_err(|_| Errno::ENOMEM)?.scrub().give_to(domain.id);
-    match domain.p2m.map(gfn, mfn, frames, PageKind::Ram, MemoryType::WriteBack) {
-        Ok(flush) => {
-            domain.pages.fetch_add(frames, Ordering::Relaxed);
-            system.machine.flush(domain, flush);
-            Ok(())
-        }
-        Err(errno) => {
-            let _ = system.memory.free_owned(mfn, order, domain.id);
-            Err(errno)
-        }
-    }
+    filled
 }
 
 /// Frames of a one-to-one domain come back to where they were.
-fn repopulate<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, frames: u64) -> Result<(), Errno> {
-    for index in 0..frames {
-        let at = Gfn(gfn.0.checked_add(index).ok_or(Errno::EINVAL)?);
-        let mfn = Mfn(at.0);
-        system.memory.unpark(mfn, domain.id).map_err(|_| Errno::ENOMEM)?;
-        match domain.p2m.map(at, mfn, 1, PageKind::Ram, MemoryType::WriteBack) {
-            Ok(flush) => system.machine.flush(domain, flush),
-            Err(errno) => {
-                let _ = system.memory.park(mfn, domain.id);
-                return Err(errno);
-            }
+fn take_back<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, frames: u64) -> Result<(), Errno> {
+    let mfns = |count: u64| (0..count).map_while(|index| Mfn(gfn.0).checked_add(index));
+    let mut taken = 0u64;
+    for mfn in mfns(frames) {
+        if system.memory.unpark(mfn, domain.id).is_err() {
+            break;
         }
-        domain.pages.fetch_add(1, Ordering::Relaxed);
+        taken = taken.saturating_add(1);
     }
+    let filled = if taken == frames { fill(system, domain, gfn, Mfn(gfn.0), frames) } else { Err(Errno::ENOMEM) };
+    if filled.is_err() {
+        for mfn in mfns(taken) {
+            let parked = system.memory.park(mfn, domain.id);
+            debug_assert_eq!(parked, Ok(()), "it was the domain's own all the time");
+        }
+    }
+    filled
+}
+
+fn fill<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, mfn: Mfn, frames: u64) -> Result<(), Errno> {
+    if frames == 1 {
+        return domain.p2m.insert(gfn, mfn, PageKind::Ram, MemoryType::WriteBack);
+    }
+    let flush = domain.p2m.map_absent(gfn, mfn, frames, PageKind::Ram, MemoryType::WriteBack)?;
+    system.machine.flush(domain, flush);
     Ok(())
 }
 
-/// Maps a frame at `gfn`; what was there goes first. A frame of the host's own making (shared_info, grant table) is counted as RAM that the guest may write.
-pub fn place<M: Machine>(
-    system: &System<M>,
-    domain: &Domain<M>,
-    gfn: Gfn,
-    mfn: Mfn,
-    kind: PageKind,
-) -> Result<(), Errno> {
-    let before = domain.p2m.lookup(gfn);
-    if before.is_some_and(|mapping| mapping.mfn == mfn && mapping.kind == kind) {
-        return Ok(());
-    }
-    let after = match &before {
-        Some(mapping) => check_removable(system, domain, mapping)?,
-        None => After::Nothing,
+/// Moves a page of the domain's own memory: what was at `to` goes first, and `from` is a hole afterwards. EACCES if there is no such page
+/// at `from`; EPERM, EINVAL and ENOMEM as for [`Changes::place`]; then the page is where it was.
+pub fn move_page<M: Machine>(system: &System<M>, domain: &Domain<M>, from: Gfn, to: Gfn) -> Result<(), Errno> {
+    let own = |mapping: &Mapping| {
+        let state = system.memory.state(mapping.mfn);
+        let own = mapping.kind.is_own_memory() && state.kind() == FrameKind::Owned && state.owner() == domain.id;
+        if own { Ok(()) } else { Err(Errno::EACCES) }
     };
-    let flush = domain.p2m.map(gfn, mfn, 1, kind, MemoryType::WriteBack)?;
-    finish(system, domain, flush, after);
-    Ok(())
+    if from == to {
+        return domain.p2m.lookup(from).as_ref().map_or(Err(Errno::EACCES), own);
+    }
+    if domain.one_to_one {
+        let mapping = domain.p2m.lookup(from).ok_or(Errno::EACCES)?;
+        own(&mapping)?;
+        copy_over(system, domain, mapping.mfn, to)?;
+        return Changes::new(system, domain).remove_frame(from, mapping.mfn);
+    }
+    let taken = domain.p2m.take(from, PageSize::Size4K, own);
+    // From here on the frame is in no place, and nobody else's.
+    let (mapping, flush) = taken.map_err(|errno| if errno == Errno::ENOENT { Errno::EACCES } else { errno })?;
+    let mut changes = Changes::new(system, domain);
+    changes.add(mapping.mfn, PageSize::Size4K, Fate::Kept, flush);
+    let placed = changes.place(to, mapping.mfn, PageKind::Ram);
+    if placed.is_err() && domain.p2m.insert(from, mapping.mfn, mapping.kind, mapping.memory).is_err() {
+        // Another vCPU has put something there meanwhile.
+        changes.add(mapping.mfn, PageSize::Size4K, Fate::GivenUp, Flush::none());
+    }
+    placed
 }
+
+/// In a one-to-one domain frames stay where they are, as its DMA rests on that. Their content can be moved.
+fn copy_over<M: Machine>(system: &System<M>, domain: &Domain<M>, from: Mfn, to: Gfn) -> Result<(), Errno> {
+    let in_place =
+        domain.p2m.lookup(to).is_some_and(|mapping| mapping.kind.is_own_memory() && mapping.mfn == Mfn(to.0));
+    if !in_place {
+        match domain.p2m.lookup(to).map(|mapping| mapping.kind) {
+            Some(PageKind::Mmio | PageKind::MmioReadOnly) => return Err(Errno::EPERM),
+            Some(_) => Changes::new(system, domain).remove(to)?,
+            None => {}
+        }
+        populate(system, domain, to, 0)?;
+    }
+    Ok(system.memory.window().copy_frame(from, Mfn(to.0))?)
+}
+
+/// Takes a domain's address space apart, about `budget` pages at a time; true when it is empty. Nothing walks it any more; grants are
+/// let go by their handles.
+pub fn relinquish<M: Machine>(system: &System<M>, domain: &Domain<M>, budget: u64) -> bool {
+    let mut left = budget;
+    while left > 0 {
+        let Some(extent) = domain.p2m.next_mapped(Gfn(0)) else { return true };
+        let frames = extent.frames.min(left.max(PageSize::Size2M.frames()));
+        let removed = Changes::new(system, domain).remove_extent(extent.gfn, frames);
+        if removed.is_err() {
+            // Nothing that must be given back: a device, a grant.
+            match domain.p2m.unmap(extent.gfn, 1) {
+                Ok(flush) => system.machine.flush(domain, flush),
+                Err(_) => return false,
+            }
+        }
+        left = left.saturating_sub(frames);
+    }
+    matches!(domain.p2m.visit(Gfn(0), u64::MAX, ControlFlow::Break), ControlFlow::Continue(()))
+}
+
+#[cfg(test)]
+mod tests;

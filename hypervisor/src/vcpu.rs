@@ -5,8 +5,8 @@
 
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use mm::lock::{Lock, Rank};
 use mm::SharedPage;
+use mm::lock::{Lock, Rank};
 use sched::Nanos;
 use spin::Once;
 use xen_abi::types::VcpuId;
@@ -15,6 +15,7 @@ use crate::area::Area;
 use crate::domain::Domain;
 use crate::machine::Machine;
 use crate::runstate::Runstate;
+use crate::watchdog::Watchdogs;
 
 /// Why a vCPU does not run; it runs when no bit is set.
 pub mod hold {
@@ -29,7 +30,7 @@ pub mod hold {
 }
 
 /// No deadline.
-const NEVER: u64 = u64::MAX;
+pub(crate) const NEVER: u64 = u64::MAX;
 
 pub struct Vcpu<M: Machine> {
     pub id: VcpuId,
@@ -44,6 +45,8 @@ pub struct Vcpu<M: Machine> {
     poll_deadline: AtomicU64,
     /// The port that a SCHEDOP_poll of one port waits for; 0 when it waits for any of several.
     poll_port: AtomicU32,
+    /// vCPU 0 keeps its domain's.
+    pub watchdogs: Watchdogs,
     pub runstate: Lock<Runstate>,
     /// VCPUOP_register_vcpu_time_memory_area's copy of vcpu_time_info.
     pub time_area: Lock<Option<Area>>,
@@ -119,6 +122,7 @@ impl<M: Machine> Vcpu<M> {
             periodic_period: AtomicU64::new(0),
             poll_deadline: AtomicU64::new(NEVER),
             poll_port: AtomicU32::new(0),
+            watchdogs: Watchdogs::default(),
             runstate: Lock::new(Rank::Sched, Runstate::default()),
             time_area: Lock::new(Rank::Sched, None),
             machine,
@@ -166,8 +170,16 @@ impl<M: Machine> Vcpu<M> {
         }
     }
 
+    /// It polls no longer, nor does it sleep on that account.
     pub fn end_poll(&self) {
         self.poll_deadline.store(NEVER, Ordering::Relaxed);
+        self.clear_hold(hold::POLLING);
+    }
+
+    /// Ends HLT, SCHEDOP_block and SCHEDOP_poll: there is an interrupt to take. True if this made it runnable.
+    #[inline]
+    pub fn rouse(&self) -> bool {
+        self.clear_hold(hold::BLOCKED | hold::POLLING)
     }
 
     // ---- time ----
@@ -186,34 +198,33 @@ impl<M: Machine> Vcpu<M> {
     /// When this vCPU next wants to be woken by time.
     #[inline]
     pub fn next_deadline(&self) -> Option<Nanos> {
-        let next = self
+        let mut next = self
             .singleshot
             .load(Ordering::Relaxed)
             .min(self.periodic_next.load(Ordering::Relaxed))
-            .min(self.poll_deadline.load(Ordering::Relaxed));
+            .min(self.watchdogs.next());
+        // What woke a poll left its deadline behind.
+        if self.holds() & hold::POLLING != 0 {
+            next = next.min(self.poll_deadline.load(Ordering::Relaxed));
+        }
         (next != NEVER).then_some(Nanos(next))
     }
 
-    /// Takes what is due at `now`.
+    /// Takes what is due at `now`. A timer that is set or stopped meanwhile is as it was set.
     pub fn take_due(&self, now: Nanos) -> Due {
-        let mut due = Due::default();
-        if self.singleshot.load(Ordering::Relaxed) <= now.0 {
-            self.singleshot.store(NEVER, Ordering::Relaxed);
-            due.timer = true;
-        }
-        if self.periodic_next.load(Ordering::Relaxed) <= now.0 {
+        let next_period = |due: u64| {
             let period = self.periodic_period.load(Ordering::Relaxed).max(1);
             // Ticks that were missed are one tick: the guest counts time by its clock, not by ticks.
-            let behind = now.0.saturating_sub(self.periodic_next.load(Ordering::Relaxed));
-            let skip = behind.checked_div(period).unwrap_or(0).saturating_add(1).saturating_mul(period);
-            self.periodic_next.fetch_add(skip, Ordering::Relaxed);
-            due.timer = true;
+            let missed = now.0.saturating_sub(due).checked_div(period).unwrap_or(0);
+            due.saturating_add(missed.saturating_add(1).saturating_mul(period))
+        };
+        let single = fires(&self.singleshot, now, |_| NEVER);
+        let periodic = fires(&self.periodic_next, now, next_period);
+        Due {
+            timer: single || periodic,
+            poll: fires(&self.poll_deadline, now, |_| NEVER),
+            watchdog: self.watchdogs.next() <= now.0,
         }
-        if self.poll_deadline.load(Ordering::Relaxed) <= now.0 {
-            self.poll_deadline.store(NEVER, Ordering::Relaxed);
-            due.poll = true;
-        }
-        due
     }
 
     // ---- what it shares with the guest ----
@@ -252,6 +263,13 @@ impl<M: Machine> Vcpu<M> {
     }
 }
 
+/// Whether a timer is due. If it is, it is set to `next`, unless somebody else has set it in between.
+#[inline]
+fn fires(timer: &AtomicU64, now: Nanos, next: impl FnOnce(u64) -> u64) -> bool {
+    let due = timer.load(Ordering::Relaxed);
+    due <= now.0 && timer.compare_exchange(due, next(due), Ordering::Relaxed, Ordering::Relaxed).is_ok()
+}
+
 /// What time brought to a vCPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Due {
@@ -259,4 +277,65 @@ pub struct Due {
     pub timer: bool,
     /// Its SCHEDOP_poll is over.
     pub poll: bool,
+    /// Nobody has set one of the domain's watchdogs anew.
+    pub watchdog: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::Fake;
+
+    fn vcpu() -> Vcpu<Fake> {
+        let vcpu = Vcpu::new(VcpuId(0), ());
+        vcpu.clear_hold(hold::OFFLINE);
+        vcpu
+    }
+
+    const TIMER: Due = Due { timer: true, poll: false, watchdog: false };
+
+    #[test]
+    fn a_single_shot_fires_once() {
+        let vcpu = vcpu();
+        vcpu.set_singleshot(Some(Nanos(100)));
+        assert_eq!(vcpu.take_due(Nanos(99)), Due::default());
+        assert_eq!(vcpu.next_deadline(), Some(Nanos(100)));
+        assert_eq!(vcpu.take_due(Nanos(100)), TIMER);
+        assert_eq!(vcpu.take_due(Nanos(200)), Due::default());
+        assert_eq!(vcpu.next_deadline(), None);
+    }
+
+    #[test]
+    fn missed_periods_are_one_tick_and_the_next_is_on_time() {
+        let vcpu = vcpu();
+        vcpu.set_periodic(Nanos(1000), Nanos(10));
+        assert_eq!(vcpu.next_deadline(), Some(Nanos(1010)));
+        assert_eq!(vcpu.take_due(Nanos(1055)), TIMER);
+        assert_eq!(vcpu.next_deadline(), Some(Nanos(1060)));
+        vcpu.set_periodic(Nanos(0), Nanos(0));
+        assert_eq!(vcpu.take_due(Nanos(u64::MAX - 1)), Due::default());
+    }
+
+    #[test]
+    fn a_polls_time_ends_with_the_poll() {
+        let vcpu = vcpu();
+        vcpu.start_poll(3, Some(Nanos(50)));
+        assert!(!vcpu.is_runnable() && vcpu.polls(3) && !vcpu.polls(4));
+        assert_eq!(vcpu.next_deadline(), Some(Nanos(50)));
+        assert!(vcpu.rouse(), "an interrupt ends it");
+        assert_eq!(vcpu.next_deadline(), None);
+        vcpu.start_poll(0, None);
+        assert!(vcpu.polls(4), "several ports, or none: any event ends it");
+        vcpu.end_poll();
+        assert!(vcpu.is_runnable());
+    }
+
+    #[test]
+    fn what_holds_it_for_other_reasons_stays() {
+        let vcpu = vcpu();
+        vcpu.set_hold(hold::BLOCKED | hold::PAUSED);
+        assert!(!vcpu.rouse());
+        assert_eq!(vcpu.holds(), hold::PAUSED);
+        assert!(vcpu.clear_hold(hold::PAUSED));
+    }
 }

@@ -5,7 +5,6 @@ use core::sync::atomic::Ordering;
 use hypervisor::event;
 use hypervisor::machine::Machine;
 use hypervisor::system::System;
-use hypervisor::vcpu::hold;
 
 use super::{Next, Running};
 use crate::apic::vectors::{self, Source};
@@ -59,13 +58,7 @@ fn timer(system: &'static System<X86>, cpu: &'static PerCpu) {
     cpu.expire(now, |key| {
         let Some(resident) = cpu.resident(key) else { return };
         let Some(vcpu) = resident.vcpu() else { return };
-        let due = vcpu.take_due(now);
-        if due.timer {
-            event::send_virq(system, &resident.domain, vcpu, xen_abi::event::VIRQ_TIMER);
-        }
-        if due.poll && vcpu.clear_hold(hold::POLLING) {
-            system.machine.wake(&resident.domain, vcpu);
-        }
+        hypervisor::timer::expire(system, &resident.domain, vcpu, now);
         if vcpu.machine.lapic_deadline().is_some_and(|deadline| deadline <= now) {
             vcpu.machine.set_lapic_deadline(None);
             vcpu.machine.lapic_due.store(true, Ordering::Release);

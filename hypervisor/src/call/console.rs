@@ -2,37 +2,69 @@
 
 use xen_abi::console::{CONSOLEIO_READ, CONSOLEIO_WRITE};
 use xen_abi::errno::Errno;
+use xen_abi::handle::GuestHandle;
 
-use crate::hypercall::{Arguments, Caller};
+use crate::hypercall::{Arguments, Caller, Outcome};
 use crate::machine::Machine;
 
 /// Bytes that go through in one piece.
 const PIECE: usize = 256;
+/// Bytes after which a writer lets others run.
+const TURN: u32 = 4096;
 
-pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Result<u64, Errno> {
-    let [command, count, buffer, ..] = arguments;
+pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Result<Outcome, Errno> {
+    let [command, count, buffer, fourth, fifth] = arguments;
+    let count = count as u32;
     let buffer = caller.handle::<u8>(buffer);
     match command as u32 {
         CONSOLEIO_WRITE => {
-            let mut done = 0u64;
-            let mut piece = [0u8; PIECE];
-            while done < count {
-                let length = count.saturating_sub(done).min(PIECE as u64) as usize;
-                let piece = piece.get_mut(..length).ok_or(Errno::EINVAL)?;
-                let from = buffer.byte_add(done).ok_or(Errno::EFAULT)?;
-                caller.read_bytes(from.address(), piece)?;
-                caller.system.machine.console_write(caller.domain, piece);
-                done = done.saturating_add(length as u64);
+            let turn = count.min(TURN);
+            write(caller, buffer, turn)?;
+            let rest = count.saturating_sub(turn);
+            if rest == 0 {
+                return Ok(Outcome::Return(0));
             }
-            Ok(0)
+            let next = buffer.byte_add(turn.into()).ok_or(Errno::EFAULT)?;
+            Ok(Outcome::Continue([command, rest.into(), next.address(), fourth, fifth]))
         }
         CONSOLEIO_READ => {
-            let mut piece = [0u8; PIECE];
-            let room = (count.min(PIECE as u64)) as usize;
-            let got = caller.system.machine.console_read(piece.get_mut(..room).ok_or(Errno::EINVAL)?);
-            caller.write_bytes(buffer.address(), piece.get(..got).ok_or(Errno::EINVAL)?)?;
-            Ok(got as u64)
+            // What is returned may not look like an error.
+            if count > i32::MAX as u32 {
+                return Err(Errno::E2BIG);
+            }
+            read(caller, buffer, count).map(|got| Outcome::Return(got.into()))
         }
         _ => Err(Errno::ENOSYS),
     }
+}
+
+fn write<M: Machine>(caller: &mut Caller<'_, M>, buffer: GuestHandle<u8>, count: u32) -> Result<(), Errno> {
+    let mut piece = [0u8; PIECE];
+    let mut done = 0u32;
+    while done < count {
+        let length = count.saturating_sub(done).min(PIECE as u32);
+        let piece = piece.get_mut(..length as usize).ok_or(Errno::EINVAL)?;
+        let from = buffer.byte_add(done.into()).ok_or(Errno::EFAULT)?;
+        caller.read_bytes(from.address(), piece)?;
+        caller.system.machine.console_write(caller.domain, piece);
+        done = done.saturating_add(length);
+    }
+    Ok(())
+}
+
+/// Takes what input there is, as far as there is room.
+fn read<M: Machine>(caller: &mut Caller<'_, M>, buffer: GuestHandle<u8>, room: u32) -> Result<u32, Errno> {
+    let mut piece = [0u8; PIECE];
+    let mut done = 0u32;
+    while done < room {
+        let length = room.saturating_sub(done).min(PIECE as u32) as usize;
+        let got = caller.system.machine.console_read(piece.get_mut(..length).ok_or(Errno::EINVAL)?);
+        let to = buffer.byte_add(done.into()).ok_or(Errno::EFAULT)?;
+        caller.write_bytes(to.address(), piece.get(..got).ok_or(Errno::EINVAL)?)?;
+        done = done.saturating_add(got as u32);
+        if got < length {
+            break;
+        }
+    }
+    Ok(done)
 }

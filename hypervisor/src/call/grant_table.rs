@@ -227,7 +227,7 @@ fn copy_batch<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments, coun
     };
     let mut granters = (Granter(None), Granter(None));
     batch(caller, arguments, count, size, |caller, at| {
-        let op: GrantCopy = read(caller, at)?;
+        let op: GrantCopy = caller.read_arg(GuestHandle::new(at))?;
         let copied = copy_one(caller, &mut granters, &op);
         write_status(caller, at, status_at, copied)
     })
@@ -256,18 +256,6 @@ fn swap_batch<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments, coun
 
 // ---- the table as a whole ----
 
-/// An argument in the caller's layout.
-#[inline]
-fn read<M: Machine, T>(caller: &mut Caller<'_, M>, at: u64) -> Result<T, Errno>
-where
-    T: Compat + FromBytes + IntoBytes,
-{
-    match caller.width {
-        Width::Bits64 => caller.read(GuestHandle::new(at)),
-        Width::Bits32 => caller.read(GuestHandle::<T::Narrow>::new(at)).map(T::widen),
-    }
-}
-
 /// The domain whose table is meant, which must be the caller's unless it is a control domain.
 fn subject<M: Machine>(caller: &Caller<'_, M>, id: DomainId) -> Result<Arc<Domain<M>>, Refused> {
     caller.target(id).map_err(|errno| if errno == Errno::EPERM { Refused::Denied } else { Refused::BadDomain })
@@ -289,7 +277,7 @@ fn query_size<M: Machine>(caller: &mut Caller<'_, M>, argument: u64) -> Result<O
 fn setup_table<M: Machine>(caller: &mut Caller<'_, M>, argument: u64) -> Result<Outcome, Errno> {
     type Narrow = <SetupTable as Compat>::Narrow;
     let at = caller.handle::<u8>(argument).address();
-    let op: SetupTable = read(caller, at)?;
+    let op: SetupTable = caller.read_arg(GuestHandle::new(at))?;
     let result = subject(caller, op.dom).and_then(|domain| {
         let grown = domain.grants.table().grow(caller.system.memory, op.nr_frames);
         grown.map(|()| domain).map_err(|_| Refused::General)
@@ -313,10 +301,7 @@ fn setup_table<M: Machine>(caller: &mut Caller<'_, M>, argument: u64) -> Result<
 fn list_frames<M: Machine>(caller: &mut Caller<'_, M>, domain: &Domain<M>, op: &SetupTable) -> Result<(), Errno> {
     for index in 0..op.nr_frames {
         let gfn = domain.grants.table().gfn(Kind::Entries, index).map_or(u64::MAX, |gfn| gfn.0);
-        match caller.width {
-            Width::Bits64 => caller.write_at(op.frame_list, index.into(), &gfn)?,
-            Width::Bits32 => caller.write_at(op.frame_list.cast::<u32>(), index.into(), &(gfn as u32))?,
-        }
+        caller.write_arg_at(op.frame_list, index.into(), &gfn)?;
     }
     Ok(())
 }

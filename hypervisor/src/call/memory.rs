@@ -1,11 +1,10 @@
-//! XENMEM: a domain's physical address space.
+//! XENMEM: a domain's physical address space. Longer operations say in the command's upper bits where they go on.
 
 use core::sync::atomic::Ordering;
 
 use mm::addr::{Gfn, Mfn};
 use mm::table::PageKind;
 use xen_abi::errno::Errno;
-use xen_abi::handle::GuestHandle;
 use xen_abi::memory::*;
 use xen_abi::types::DomainId;
 
@@ -13,56 +12,75 @@ use crate::domain::Domain;
 use crate::grant::Kind;
 use crate::hypercall::{Arguments, Caller, Outcome};
 use crate::machine::{Machine, Width};
-use crate::physmap;
+use crate::physmap::{self, Changes};
 
-/// Extents that are worked on before others get a chance.
+#[cfg(test)]
+mod tests;
+
+/// Pages that are worked on before others get a chance.
 const BATCH: u64 = 256;
 /// The largest extent that an ordinary domain, and the control domain, may ask for: 2 MiB and 1 GiB.
 const LARGEST_ORDER: u32 = 9;
 const LARGEST_CONTROL_ORDER: u32 = 18;
 
-pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Result<Outcome, Errno> {
-    let [command, argument, ..] = arguments;
-    if caller.width == Width::Bits32 {
-        // The structures of 32-bit callers differ.
-        return super::memory_compat::op(caller, arguments);
+/// The first argument.
+#[derive(Clone, Copy)]
+struct Command {
+    operation: u32,
+    /// Where to go on.
+    start: u64,
+    arguments: Arguments,
+}
+
+impl Command {
+    fn decode(arguments: Arguments) -> Command {
+        let [command, ..] = arguments;
+        Command { operation: command as u32 & MEMOP_CMD_MASK, start: command >> MEMOP_EXTENT_SHIFT, arguments }
     }
-    let operation = command as u32 & MEMOP_CMD_MASK;
-    let start = command >> MEMOP_EXTENT_SHIFT;
-    let value = match operation {
+
+    /// The rest is for later.
+    fn go_on_at(&self, next: u64) -> Outcome {
+        let [_, a, b, c, d] = self.arguments;
+        Outcome::Continue([u64::from(self.operation) | next.wrapping_shl(MEMOP_EXTENT_SHIFT), a, b, c, d])
+    }
+}
+
+pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Result<Outcome, Errno> {
+    let [_, argument, ..] = arguments;
+    let command = Command::decode(arguments);
+    let value = match command.operation {
         XENMEM_POPULATE_PHYSMAP | XENMEM_DECREASE_RESERVATION | XENMEM_INCREASE_RESERVATION => {
-            let reservation = caller.read(caller.handle::<MemoryReservation>(argument))?;
-            return reserve(caller, arguments, operation, start, &reservation);
+            let reservation = caller.read_arg(caller.handle::<MemoryReservation>(argument))?;
+            return Ok(reserve(caller, &command, &reservation));
         }
         XENMEM_ADD_TO_PHYSMAP => {
-            let request = caller.read(caller.handle::<AddToPhysmap>(argument))?;
-            add_to_physmap(caller, &request)?
+            let request = caller.read_arg(caller.handle::<AddToPhysmap>(argument))?;
+            return add_to_physmap(caller, &command, &request);
         }
         XENMEM_ADD_TO_PHYSMAP_BATCH => {
-            let request = caller.read(caller.handle::<AddToPhysmapBatch>(argument))?;
-            return add_batch(caller, arguments, start, &request);
+            let request = caller.read_arg(caller.handle::<AddToPhysmapBatch>(argument))?;
+            return add_batch(caller, &command, &request);
         }
         XENMEM_REMOVE_FROM_PHYSMAP => {
-            let request = caller.read(caller.handle::<RemoveFromPhysmap>(argument))?;
+            let request = caller.read_arg(caller.handle::<RemoveFromPhysmap>(argument))?;
             let domain = caller.target(request.domid)?;
             remove(caller, &domain, Gfn(request.gpfn))?
         }
         XENMEM_MEMORY_MAP => memory_map(caller, argument)?,
-        XENMEM_MACHINE_MEMORY_MAP => {
-            caller.require_control()?;
-            memory_map(caller, argument)?
-        }
-        XENMEM_CURRENT_RESERVATION | XENMEM_MAXIMUM_RESERVATION | XENMEM_MAXIMUM_GPFN => {
+        XENMEM_MACHINE_MEMORY_MAP => machine_memory_map(caller, argument)?,
+        XENMEM_CURRENT_RESERVATION | XENMEM_MAXIMUM_RESERVATION | XENMEM_MAXIMUM_GPFN | XENMEM_GET_VNUMAINFO => {
             let request = caller.read(caller.handle::<MemoryDomain>(argument))?;
             let domain = caller.target(request.domid)?;
-            match operation {
+            match command.operation {
                 XENMEM_CURRENT_RESERVATION => domain.pages.load(Ordering::Relaxed),
                 XENMEM_MAXIMUM_RESERVATION => domain.max_pages.load(Ordering::Relaxed),
-                _ => highest_gfn(&domain),
+                XENMEM_MAXIMUM_GPFN => domain.p2m.highest_mapped().map_or(0, |gfn| gfn.0),
+                // No domain has virtual NUMA nodes.
+                _ => return Err(Errno::EOPNOTSUPP),
             }
         }
         XENMEM_MAXIMUM_RAM_PAGE => caller.system.memory.max_frame().0,
-        XENMEM_ACQUIRE_RESOURCE => acquire_resource(caller, argument)?,
+        XENMEM_ACQUIRE_RESOURCE => return acquire_resource(caller, &command, argument),
         // No page sharing, nothing paged out.
         XENMEM_GET_SHARING_FREED_PAGES | XENMEM_GET_SHARING_SHARED_PAGES => 0,
         _ => return Err(Errno::ENOSYS),
@@ -72,31 +90,33 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
 
 // ---- reservations ----
 
-fn reserve<M: Machine>(
-    caller: &mut Caller<'_, M>,
-    arguments: Arguments,
-    operation: u32,
-    start: u64,
-    reservation: &MemoryReservation,
-) -> Result<Outcome, Errno> {
-    let done = |count: u64| Ok(Outcome::Return(count as i64));
-    // Too many to count in the continuation's bits, or a continuation beyond the end: nothing was done, as Xen has it.
-    if reservation.nr_extents > u64::from(u32::MAX) >> MEMOP_EXTENT_SHIFT || start > reservation.nr_extents {
+/// Says how many extents were carried out, however it ended: what is wrong with the rest is not said.
+fn reserve<M: Machine>(caller: &mut Caller<'_, M>, command: &Command, reservation: &MemoryReservation) -> Outcome {
+    let start = command.start;
+    let done = |count: u64| Outcome::Return(count as i64);
+    // More than the continuation's bits can count.
+    let most = match caller.width {
+        Width::Bits64 => u64::MAX >> MEMOP_EXTENT_SHIFT,
+        Width::Bits32 => u64::from(u32::MAX >> MEMOP_EXTENT_SHIFT),
+    };
+    if reservation.nr_extents > most || start >= reservation.nr_extents {
         return done(start);
     }
     let largest = if caller.domain.is_control() { LARGEST_CONTROL_ORDER } else { LARGEST_ORDER };
-    if reservation.extent_order > largest {
+    if reservation.extent_order > largest || reservation.mem_flags & XENMEMF_POPULATE_ON_DEMAND != 0 {
         return done(start);
     }
     let Ok(domain) = caller.target(reservation.domid) else { return done(start) };
     let order = reservation.extent_order as u8;
-    let frames = 1u64.checked_shl(order.into()).ok_or(Errno::EINVAL)?;
-    let end = reservation.nr_extents.min(start.saturating_add((BATCH / frames.min(BATCH)).max(1)));
+    let frames = 1u64.wrapping_shl(order.into());
+    let turn = BATCH.wrapping_shr(order.into()).max(1);
+    let end = reservation.nr_extents.min(start.saturating_add(turn));
+    let mut changes = Changes::new(caller.system, &domain);
     for index in start..end {
-        let Ok(gfn) = caller.read_at(reservation.extent_start, index) else { return done(index) };
-        let result = match operation {
-            XENMEM_POPULATE_PHYSMAP => physmap::populate(caller.system, &domain, Gfn(gfn), order),
-            XENMEM_DECREASE_RESERVATION => give_back(caller, &domain, Gfn(gfn), frames),
+        let Ok(gfn) = caller.read_arg_at(reservation.extent_start, index).map(Gfn) else { return done(index) };
+        let result = match command.operation {
+            XENMEM_POPULATE_PHYSMAP => physmap::populate(caller.system, &domain, gfn, order),
+            XENMEM_DECREASE_RESERVATION => changes.remove_extent(gfn, frames),
             // A translated domain's memory is populated at a place; frames without one are of no use to it.
             _ => Err(Errno::EOPNOTSUPP),
         };
@@ -104,219 +124,221 @@ fn reserve<M: Machine>(
             return done(index);
         }
     }
-    if end == reservation.nr_extents {
-        return done(end);
-    }
-    let [_, rest @ ..] = arguments;
-    let [a, b, c, d] = rest;
-    Ok(Outcome::Continue([u64::from(operation) | (end << MEMOP_EXTENT_SHIFT), a, b, c, d]))
-}
-
-fn give_back<M: Machine>(
-    caller: &Caller<'_, M>,
-    domain: &Domain<M>,
-    gfn: Gfn,
-    frames: u64,
-) -> Result<(), Errno> {
-    for index in 0..frames {
-        physmap::remove(caller.system, domain, Gfn(gfn.0.checked_add(index).ok_or(Errno::EINVAL)?))?;
-    }
-    Ok(())
+    if end < reservation.nr_extents { command.go_on_at(end) } else { done(end) }
 }
 
 // ---- placing ----
 
-fn add_to_physmap<M: Machine>(caller: &mut Caller<'_, M>, request: &AddToPhysmap) -> Result<u64, Errno> {
+fn add_to_physmap<M: Machine>(
+    caller: &mut Caller<'_, M>,
+    command: &Command,
+    request: &AddToPhysmap,
+) -> Result<Outcome, Errno> {
     let domain = caller.target(request.domid)?;
-    if request.space == XENMAPSPACE_GMFN_RANGE {
-        // One call, many frames: `size` of them.
-        for index in 0..u64::from(request.size) {
-            let idx = request.idx.checked_add(index).ok_or(Errno::EINVAL)?;
-            let gfn = Gfn(request.gpfn.checked_add(index).ok_or(Errno::EINVAL)?);
-            add_one(caller, &domain, XENMAPSPACE_GMFN, idx, gfn, DomainId::INVALID)?;
+    let done = Ok(Outcome::Return(0));
+    match request.space {
+        // Another domain's pages come by the batch, which has a field to name it.
+        XENMAPSPACE_GMFN_FOREIGN => return Err(Errno::ENOSYS),
+        XENMAPSPACE_GMFN_RANGE => {}
+        space => {
+            let what = Placed { space, index: request.idx, foreign: DomainId::INVALID };
+            return add_one(caller, &domain, &what, Gfn(request.gpfn)).and(done);
         }
-        return Ok(0);
     }
-    add_one(caller, &domain, request.space, request.idx, Gfn(request.gpfn), DomainId::INVALID).map(|()| 0)
+    // One call, many pages.
+    let count = u64::from(request.size);
+    let end = count.min(command.start.saturating_add(BATCH));
+    if command.start > count {
+        return Err(Errno::EILSEQ);
+    }
+    for index in command.start..end {
+        let from = Gfn(request.idx.checked_add(index).ok_or(Errno::EINVAL)?);
+        let to = Gfn(request.gpfn.checked_add(index).ok_or(Errno::EINVAL)?);
+        physmap::move_page(caller.system, &domain, from, to)?;
+    }
+    if end < count { Ok(command.go_on_at(end)) } else { done }
 }
 
 fn add_batch<M: Machine>(
     caller: &mut Caller<'_, M>,
-    arguments: Arguments,
-    start: u64,
+    command: &Command,
     request: &AddToPhysmapBatch,
 ) -> Result<Outcome, Errno> {
     let domain = caller.target(request.domid)?;
+    let space = u32::from(request.space);
+    // A device's frames have to say nothing of another domain.
+    let odd_device = space == XENMAPSPACE_DEV_MMIO && request.foreign_domid != DomainId(0);
+    if space == XENMAPSPACE_GMFN_RANGE || odd_device {
+        return Err(Errno::EOPNOTSUPP);
+    }
     let count = u64::from(request.size);
-    if start > count {
+    if command.start > count {
         return Err(Errno::EILSEQ);
     }
-    let end = count.min(start.saturating_add(BATCH));
-    for index in start..end {
-        let idx = caller.read_at(request.idxs, index)?;
-        let gfn = Gfn(caller.read_at(request.gpfns, index)?);
-        let result = add_one(caller, &domain, u32::from(request.space), idx, gfn, request.foreign_domid);
-        let status = result.map_or_else(|errno| errno.as_return() as i32, |()| 0);
-        caller.write_at(request.errs, index, &status)?;
+    let end = count.min(command.start.saturating_add(BATCH));
+    for element in command.start..end {
+        let index = caller.read_arg_at(request.idxs, element)?;
+        let gfn = Gfn(caller.read_arg_at(request.gpfns, element)?);
+        let what = Placed { space, index, foreign: request.foreign_domid };
+        let status = add_one(caller, &domain, &what, gfn).map_or_else(Errno::as_status, |()| 0);
+        caller.write_at(request.errs, element, &status)?;
     }
-    if end == count {
-        return Ok(Outcome::Return(0));
-    }
-    let [_, a, b, c, d] = arguments;
-    let command = u64::from(XENMEM_ADD_TO_PHYSMAP_BATCH) | (end << MEMOP_EXTENT_SHIFT);
-    Ok(Outcome::Continue([command, a, b, c, d]))
+    Ok(if end < count { command.go_on_at(end) } else { Outcome::Return(0) })
 }
 
-/// Puts one page of `space` at `gfn`.
-fn add_one<M: Machine>(
-    caller: &mut Caller<'_, M>,
-    domain: &Domain<M>,
+/// What is to be placed.
+struct Placed {
     space: u32,
-    idx: u64,
-    gfn: Gfn,
+    /// Which one of the space.
+    index: u64,
+    /// Whose, where the space is another domain's.
     foreign: DomainId,
-) -> Result<(), Errno> {
-    let system = caller.system;
-    match space {
-        XENMAPSPACE_SHARED_INFO if idx == 0 => {
-            let before = domain.shared_info_moved_to(Some(gfn));
-            unmap_old(caller, domain, before, gfn, domain.shared_info.mfn());
-            physmap::place(system, domain, gfn, domain.shared_info.mfn(), PageKind::Ram)
+}
+
+/// Puts one page of a space at `gfn`.
+fn add_one<M: Machine>(caller: &Caller<'_, M>, domain: &Domain<M>, what: &Placed, gfn: Gfn) -> Result<(), Errno> {
+    match what.space {
+        XENMAPSPACE_SHARED_INFO if what.index == 0 => {
+            show(caller, domain, gfn, domain.shared_info.mfn(), |gfn| domain.shared_info_moved_to(gfn))
         }
         XENMAPSPACE_GRANT_TABLE => {
-            let status = idx & u64::from(XENMAPIDX_GRANT_TABLE_STATUS) != 0;
-            let kind = if status { Kind::Status } else { Kind::Entries };
-            let index = (idx & !u64::from(XENMAPIDX_GRANT_TABLE_STATUS)) as u32;
-            if idx > u64::from(u32::MAX) {
-                return Err(Errno::EINVAL);
-            }
-            let mfn = domain.grants.table().frame(system.memory, kind, index)?;
-            let before = domain.grants.table().moved_to(kind, index, Some(gfn));
-            unmap_old(caller, domain, before, gfn, mfn);
-            physmap::place(system, domain, gfn, mfn, PageKind::Ram)
+            const STATUS: u32 = XENMAPIDX_GRANT_TABLE_STATUS;
+            let index = u32::try_from(what.index).map_err(|_| Errno::EINVAL)?;
+            let kind = if index & STATUS != 0 { Kind::Status } else { Kind::Entries };
+            let index = index & !STATUS;
+            let table = domain.grants.table();
+            let mfn = table.frame(caller.system.memory, kind, index)?;
+            show(caller, domain, gfn, mfn, |gfn| table.moved_to(kind, index, gfn))
         }
-        XENMAPSPACE_GMFN => move_page(caller, domain, Gfn(idx), gfn),
-        XENMAPSPACE_GMFN_FOREIGN => {
-            caller.require_control()?;
-            if foreign == DomainId::SELF || foreign == domain.id {
-                return Err(Errno::EINVAL);
-            }
-            let other = caller.system.domain(foreign).ok_or(Errno::ESRCH)?;
-            map_foreign(caller, domain, &other, Gfn(idx), gfn)
-        }
+        XENMAPSPACE_GMFN => physmap::move_page(caller.system, domain, Gfn(what.index), gfn),
+        XENMAPSPACE_GMFN_FOREIGN => map_foreign(caller, domain, what.foreign, Gfn(what.index), gfn),
         _ => Err(Errno::EINVAL),
     }
 }
 
-/// A page of the host's making is seen in one place only: the old place is emptied, if the page is still what is there.
-fn unmap_old<M: Machine>(
+/// A page of the host's making is seen in one place: the old one is emptied, if the page is still what is there. `moved_to` notes the new
+/// one and says which the old one was.
+fn show<M: Machine>(
     caller: &Caller<'_, M>,
     domain: &Domain<M>,
-    before: Option<Gfn>,
-    now: Gfn,
+    gfn: Gfn,
     mfn: Mfn,
-) {
-    if let Some(old) = before.filter(|old| *old != now)
-        && domain.p2m.lookup(old).is_some_and(|mapping| mapping.mfn == mfn)
-    {
-        let _ = physmap::remove(caller.system, domain, old);
+    moved_to: impl FnOnce(Option<Gfn>) -> Option<Gfn>,
+) -> Result<(), Errno> {
+    let mut changes = Changes::new(caller.system, domain);
+    changes.place(gfn, mfn, PageKind::Ram)?;
+    if let Some(old) = moved_to(Some(gfn)).filter(|old| *old != gfn) {
+        // The guest may have put something else there long ago.
+        let _ = changes.remove_frame(old, mfn);
     }
-}
-
-/// XENMAPSPACE_gmfn: the frame at `from` is seen at `to` from now on.
-fn move_page<M: Machine>(caller: &Caller<'_, M>, domain: &Domain<M>, from: Gfn, to: Gfn) -> Result<(), Errno> {
-    if domain.one_to_one {
-        // Moving a frame would break gfn = mfn, on which its DMA rests.
-        return Err(Errno::EOPNOTSUPP);
-    }
-    let (reference, mapping) = domain.p2m.reference(from)?;
-    if from == to || !mapping.kind.is_own_memory() {
-        return Err(Errno::EINVAL);
-    }
-    physmap::place(caller.system, domain, to, reference.mfn(), PageKind::Ram)?;
-    let flush = domain.p2m.unmap(from, 1)?;
-    caller.system.machine.flush(domain, flush);
     Ok(())
 }
 
+/// XENMAPSPACE_gmfn_foreign: a page of another domain's memory, for one that controls it. ESRCH if there is no such domain, EPERM or
+/// EINVAL for what is no domain of its own, EINVAL if it has no memory of its own there.
 fn map_foreign<M: Machine>(
     caller: &Caller<'_, M>,
     domain: &Domain<M>,
-    other: &Domain<M>,
+    foreign: DomainId,
     theirs: Gfn,
     gfn: Gfn,
 ) -> Result<(), Errno> {
-    let (reference, mapping) = other.p2m.reference(theirs)?;
+    if !domain.is_control() || foreign == domain.id {
+        return Err(Errno::EPERM);
+    }
+    if foreign == DomainId::XEN {
+        return Err(Errno::EINVAL);
+    }
+    let other = caller.system.domain(foreign).ok_or(Errno::ESRCH)?;
+    let (reference, mapping) = other.p2m.reference(theirs).map_err(|_| Errno::EINVAL)?;
     let kind = if mapping.kind.writable() { PageKind::Foreign } else { PageKind::ForeignRo };
-    physmap::place(caller.system, domain, gfn, reference.mfn(), kind)?;
-    // The mapping owns the reference from here on; `physmap::remove` gives it back.
+    Changes::new(caller.system, domain).place(gfn, reference.mfn(), kind)?;
+    // The mapping owns the reference from here on; removing it gives it back.
     reference.keep();
     Ok(())
 }
 
 fn remove<M: Machine>(caller: &Caller<'_, M>, domain: &Domain<M>, gfn: Gfn) -> Result<u64, Errno> {
-    if domain.p2m.lookup(gfn).is_some_and(|mapping| mapping.mfn == domain.shared_info.mfn()) {
-        domain.shared_info_moved_to(None);
-    }
-    physmap::remove(caller.system, domain, gfn).map(|()| 0)
+    Changes::new(caller.system, domain).remove(gfn).map(|()| 0)
 }
 
 // ---- asking ----
 
+/// As much of the domain's memory map as there is room for.
 fn memory_map<M: Machine>(caller: &mut Caller<'_, M>, argument: u64) -> Result<u64, Errno> {
     let handle = caller.handle::<MemoryMap>(argument);
-    let mut request = caller.read(handle)?;
-    let domain = caller.domain.clone();
+    let mut request = caller.read_arg(handle)?;
+    let domain = caller.domain;
     if domain.memory_map.is_empty() {
         return Err(Errno::ENOSYS);
     }
-    let count = (domain.memory_map.len() as u64).min(u64::from(request.nr_entries));
-    for (index, entry) in (0..count).zip(&domain.memory_map) {
-        caller.write_at(request.buffer, index, entry)?;
+    request.nr_entries = request.nr_entries.min(domain.memory_map.len() as u32);
+    if !request.buffer.is_null() {
+        for (index, entry) in (0..request.nr_entries.into()).zip(&domain.memory_map) {
+            caller.write_at(request.buffer, index, entry)?;
+        }
     }
-    request.nr_entries = count as u32;
-    caller.write(handle, &request).map(|()| 0)
+    caller.write_arg(handle, &request).map(|()| 0)
 }
 
-/// The highest gfn that maps anything.
-fn highest_gfn<M: Machine>(domain: &Domain<M>) -> u64 {
-    let ends = domain.memory_map.iter().map(|entry| entry.addr.saturating_add(entry.size));
-    ends.max().unwrap_or(0).saturating_sub(1) >> mm::PAGE_SHIFT
+/// The machine's memory map, which is Dom0's; or its length, if there is no buffer. EINVAL if there is too little room.
+fn machine_memory_map<M: Machine>(caller: &mut Caller<'_, M>, argument: u64) -> Result<u64, Errno> {
+    caller.require_control()?;
+    let handle = caller.handle::<MemoryMap>(argument);
+    let mut request = caller.read_arg(handle)?;
+    let length = caller.domain.memory_map.len() as u32;
+    if !request.buffer.is_null() {
+        if request.nr_entries < length {
+            return Err(Errno::EINVAL);
+        }
+        return memory_map(caller, argument);
+    }
+    request.nr_entries = length;
+    caller.write_arg(handle, &request).map(|()| 0)
 }
 
 /// XENMEM_acquire_resource: frames that are no part of a domain's address space, for its toolstack to map.
-fn acquire_resource<M: Machine>(caller: &mut Caller<'_, M>, argument: u64) -> Result<u64, Errno> {
+fn acquire_resource<M: Machine>(
+    caller: &mut Caller<'_, M>,
+    command: &Command,
+    argument: u64,
+) -> Result<Outcome, Errno> {
     let handle = caller.handle::<AcquireResource>(argument);
-    let mut request = caller.read(handle)?;
+    let mut request = caller.read_arg(handle)?;
     if request.pad != 0 {
         return Err(Errno::EINVAL);
     }
-    let target = caller.target(request.domid)?;
+    // Not one's own.
+    if !caller.domain.is_control() || request.domid == caller.domain.id {
+        return Err(Errno::EPERM);
+    }
+    let target = caller.system.domain(request.domid).ok_or(Errno::ESRCH)?;
     let kind = match (u32::from(request.r#type), request.id) {
         (XENMEM_RESOURCE_GRANT_TABLE, XENMEM_RESOURCE_GRANT_TABLE_ID_SHARED) => Kind::Entries,
         (XENMEM_RESOURCE_GRANT_TABLE, XENMEM_RESOURCE_GRANT_TABLE_ID_STATUS) => Kind::Status,
         (XENMEM_RESOURCE_GRANT_TABLE, _) => return Err(Errno::EINVAL),
         _ => return Err(Errno::EOPNOTSUPP),
     };
-    let frame_list: GuestHandle<u64> = request.frame_list;
-    if frame_list.is_null() {
+    if request.frame_list.is_null() {
         if request.nr_frames != 0 {
             return Err(Errno::EINVAL);
         }
         request.nr_frames = target.grants.table().max_frames();
-        return caller.write(handle, &request).map(|()| 0);
+        return caller.write_arg(handle, &request).map(|()| Outcome::Return(0));
     }
-    if request.nr_frames == 0 || u64::from(request.nr_frames) > BATCH {
+    let count = u64::from(request.nr_frames);
+    if command.start >= count {
         return Err(Errno::EINVAL);
     }
-    for index in 0..u64::from(request.nr_frames) {
+    let end = count.min(command.start.saturating_add(BATCH));
+    for index in command.start..end {
         let frame = request.frame.checked_add(index).and_then(|at| u32::try_from(at).ok()).ok_or(Errno::EINVAL)?;
         let mfn = target.grants.table().frame(caller.system.memory, kind, frame)?;
-        let gfn = Gfn(caller.read_at(frame_list, index)?);
+        let gfn = Gfn(caller.read_arg_at(request.frame_list, index)?);
         // The page stays the other domain's: this is a foreign mapping of it, with a reference of its own.
         let reference = caller.system.memory.reference(mfn, target.id)?;
-        physmap::place(caller.system, caller.domain, gfn, mfn, PageKind::Foreign)?;
+        Changes::new(caller.system, caller.domain).place(gfn, mfn, PageKind::Foreign)?;
         reference.keep();
     }
-    Ok(0)
+    Ok(if end < count { command.go_on_at(end) } else { Outcome::Return(0) })
 }

@@ -3,14 +3,18 @@
 
 pub mod console;
 pub mod event_channel;
+#[cfg(test)]
+mod fuzz;
 pub mod grant_table;
 pub mod hvm;
 pub mod memory;
-mod memory_compat;
+pub mod multicall;
 pub mod physdev;
 pub mod platform;
 pub mod sched;
 pub mod sysctl;
+#[cfg(test)]
+mod tests;
 pub mod vcpu;
 pub mod version;
 pub mod vm_assist;

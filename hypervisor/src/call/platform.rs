@@ -1,4 +1,4 @@
-//! XENPF: what Dom0 asks of the platform, and tells it.
+//! XENPF: what Dom0 asks of the platform, and tells it. What is answered here has one layout for both widths.
 
 use xen_abi::errno::Errno;
 use xen_abi::platform::*;
@@ -52,11 +52,10 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
     }
 }
 
+/// It is so late at system time `at`. Every domain's wall clock follows.
 fn set_time<M: Machine>(caller: &mut Caller<'_, M>, seconds: u64, nanoseconds: u32, at: u64) -> Result<u64, Errno> {
-    if nanoseconds >= 1_000_000_000 {
-        return Err(Errno::EINVAL);
-    }
-    caller.system.machine.set_wallclock(seconds, nanoseconds, sched::Nanos(at));
-    wallclock::update_wallclock(caller.system, caller.domain);
+    let system = caller.system;
+    system.machine.set_wallclock(seconds, nanoseconds, sched::Nanos(at));
+    system.for_each(|domain| wallclock::update_wallclock(system, domain));
     Ok(0)
 }

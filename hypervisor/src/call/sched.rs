@@ -1,84 +1,97 @@
 //! SCHEDOP: giving up the CPU, and shutting down.
 
-use sched::Nanos;
+use core::sync::atomic::Ordering;
+
 use xen_abi::errno::Errno;
 use xen_abi::sched::*;
 
-use crate::hypercall::{Arguments, Caller, Outcome};
+use crate::domain::shut_down;
+use crate::hypercall::{Arguments, Caller};
 use crate::machine::Machine;
+use crate::timer;
 use crate::vcpu::hold;
 
 /// Ports that one SCHEDOP_poll may name.
 const POLL_MAX: u32 = 128;
 
-pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Result<Outcome, Errno> {
+pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Result<u64, Errno> {
     let [command, argument, ..] = arguments;
     match command as u32 {
         SCHEDOP_YIELD => caller.system.machine.yield_now(caller.domain, caller.vcpu),
         SCHEDOP_BLOCK => block(caller),
         SCHEDOP_POLL => {
-            let poll = caller.read(caller.handle::<Poll>(argument))?;
-            return poll_ports(caller, &poll);
+            let poll = caller.read_arg(caller.handle::<Poll>(argument))?;
+            poll_ports(caller, &poll)?;
         }
-        SCHEDOP_SHUTDOWN | SCHEDOP_SHUTDOWN_CODE => {
+        // Reasons have eight bits, and any of them will do: they are for the toolstack to read.
+        SCHEDOP_SHUTDOWN => {
             let reason = caller.read(caller.handle::<Shutdown>(argument))?.reason;
-            if reason > SHUTDOWN_MAX {
-                return Err(Errno::EINVAL);
-            }
-            shutdown(caller, reason);
+            shut_down(caller.system, caller.domain, reason as u8);
+        }
+        SCHEDOP_SHUTDOWN_CODE => {
+            let reason = caller.read(caller.handle::<Shutdown>(argument))?.reason;
+            caller.domain.note_shutdown_code(reason as u8);
         }
         SCHEDOP_REMOTE_SHUTDOWN => {
             let remote = caller.read(caller.handle::<RemoteShutdown>(argument))?;
             caller.require_control()?;
             let target = caller.system.domain(remote.domain_id).ok_or(Errno::ESRCH)?;
-            if target.begin_shutdown(remote.reason) {
-                caller.system.machine.domain_stopped(&target, remote.reason);
-            }
+            shut_down(caller.system, &target, remote.reason as u8);
         }
-        // The hardware domain's watchdog timers and CPU overrides.
+        SCHEDOP_WATCHDOG => {
+            let request = caller.read(caller.handle::<Watchdog>(argument))?;
+            return set_watchdog(caller, &request);
+        }
+        SCHEDOP_PIN_OVERRIDE => {
+            let request = caller.read(caller.handle::<PinOverride>(argument))?;
+            caller.require_control()?;
+            pin_override(caller, &request)?;
+        }
         _ => return Err(Errno::ENOSYS),
     }
-    Ok(Outcome::Return(0))
+    Ok(0)
 }
 
 /// SCHEDOP_block: enables upcalls and waits for one.
 fn block<M: Machine>(caller: &mut Caller<'_, M>) {
-    caller.vcpu.set_hold(hold::BLOCKED);
-    // Whoever sets the bit after this look finds the hold and takes it away.
-    if let Some(info) = caller.vcpu.info(caller.domain) {
-        if let Some(mask) = info.upcall_mask() {
-            mask.store(0, core::sync::atomic::Ordering::SeqCst);
-        }
-        if info.upcall_pending().is_some_and(|pending| pending.load(core::sync::atomic::Ordering::SeqCst) != 0) {
-            caller.vcpu.clear_hold(hold::BLOCKED);
-        }
+    let (domain, vcpu) = (caller.domain, caller.vcpu);
+    // Whoever sends something after these looks finds the hold and takes it away.
+    vcpu.set_hold(hold::BLOCKED);
+    let info = vcpu.info(domain);
+    if let Some(mask) = info.and_then(|info| info.upcall_mask()) {
+        mask.store(0, Ordering::SeqCst);
+    }
+    let pending = info.and_then(|info| info.upcall_pending());
+    if pending.is_some_and(|pending| pending.load(Ordering::SeqCst) != 0)
+        || caller.system.machine.interrupt_waits(domain, vcpu, caller.context)
+    {
+        vcpu.clear_hold(hold::BLOCKED);
     }
 }
 
-fn poll_ports<M: Machine>(caller: &mut Caller<'_, M>, poll: &Poll) -> Result<Outcome, Errno> {
+/// SCHEDOP_poll: sleeps until one of the ports is pending, the time is up, or there is an interrupt to take. EINVAL for too many ports or
+/// one that does not exist, EFAULT.
+fn poll_ports<M: Machine>(caller: &mut Caller<'_, M>, poll: &Poll) -> Result<(), Errno> {
     if poll.nr_ports > POLL_MAX {
         return Err(Errno::EINVAL);
     }
-    let mut first = 0;
+    let (system, domain, vcpu) = (caller.system, caller.domain, caller.vcpu);
+    // Only an event on this very port is then worth waking for.
+    let only = if poll.nr_ports == 1 { caller.read(poll.ports)?.0 } else { 0 };
+    let deadline = (poll.timeout != 0).then(|| timer::deadline(poll.timeout));
     // The vCPU counts as polling before it looks at the ports: an event that arrives in between ends the poll.
-    if poll.nr_ports == 1 {
-        first = caller.read(poll.ports)?.0;
+    domain.events.poll_begins(vcpu.id);
+    vcpu.start_poll(only, deadline);
+    let is_over = deadline.is_some_and(|deadline| deadline <= system.machine.now())
+        || system.machine.interrupt_waits(domain, vcpu, caller.context);
+    let pending = any_pending(caller, poll);
+    if pending == Ok(false) && !is_over {
+        system.machine.timer_changed(domain, vcpu);
+        return Ok(());
     }
-    let deadline = (poll.timeout != 0).then_some(Nanos(poll.timeout));
-    caller.domain.events.poll_begins(caller.vcpu.id);
-    caller.vcpu.start_poll(first, deadline);
-    match any_pending(caller, poll) {
-        Ok(false) => {
-            caller.system.machine.timer_changed(caller.domain, caller.vcpu);
-            Ok(Outcome::Return(0))
-        }
-        result => {
-            caller.domain.events.poll_ended(caller.vcpu.id);
-            caller.vcpu.end_poll();
-            caller.vcpu.clear_hold(hold::POLLING);
-            result.map(|_| Outcome::Return(0))
-        }
-    }
+    domain.events.poll_ended(vcpu.id);
+    vcpu.end_poll();
+    pending.map(|_| ())
 }
 
 fn any_pending<M: Machine>(caller: &mut Caller<'_, M>, poll: &Poll) -> Result<bool, Errno> {
@@ -91,8 +104,18 @@ fn any_pending<M: Machine>(caller: &mut Caller<'_, M>, poll: &Poll) -> Result<bo
     Ok(false)
 }
 
-fn shutdown<M: Machine>(caller: &mut Caller<'_, M>, reason: u32) {
-    if caller.domain.begin_shutdown(reason) {
-        caller.system.machine.domain_stopped(caller.domain, reason);
-    }
+/// The domain's watchdogs are kept by its first vCPU, whose deadlines they are.
+fn set_watchdog<M: Machine>(caller: &mut Caller<'_, M>, request: &Watchdog) -> Result<u64, Errno> {
+    let first = caller.domain.vcpus.first().ok_or(Errno::EINVAL)?;
+    let answer = first.watchdogs.set(request.id, caller.system.machine.now(), request.timeout)?;
+    timer::set(caller.system, caller.domain, first);
+    Ok(answer)
+}
+
+/// vCPUs do not change CPUs yet, so that only the one CPU of a small machine can be asked for. EINVAL for a CPU that is not there, ENOSYS
+/// where there are several.
+fn pin_override<M: Machine>(caller: &Caller<'_, M>, request: &PinOverride) -> Result<(), Errno> {
+    let Ok(cpu) = u32::try_from(request.pcpu) else { return Ok(()) };
+    let cpu = caller.system.machine.physical_cpu(cpu).filter(|cpu| cpu.online).ok_or(Errno::EINVAL)?;
+    if cpu.highest == 0 { Ok(()) } else { Err(Errno::ENOSYS) }
 }

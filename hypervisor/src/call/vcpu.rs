@@ -1,104 +1,124 @@
 //! VCPUOP: a vCPU's shared areas and its timers.
 
 use mm::addr::{Gfn, GuestPhys};
-use mm::SharedPage;
 use sched::Nanos;
 use xen_abi::errno::Errno;
+use xen_abi::sched::SHUTDOWN_POWEROFF;
 use xen_abi::types::VcpuId;
 use xen_abi::vcpu::*;
 
 use crate::area::Area;
-use crate::domain::Domain;
+use crate::domain::{Domain, shut_down};
 use crate::event;
-use crate::hypercall::{Arguments, Caller, Outcome};
+use crate::hypercall::{Arguments, Caller};
 use crate::machine::{Access, Machine, Width};
 use crate::runstate::GuestArea;
-use crate::vcpu::Vcpu;
+use crate::timer;
+use crate::vcpu::{Vcpu, hold};
 use crate::wallclock;
 
 const TIME_INFO_LEN: usize = 32;
 const VCPU_INFO_LEN: usize = 64;
-/// A periodic timer may not be faster than this (Xen's own limit).
-const SHORTEST_PERIOD: Nanos = Nanos(1_000_000);
+/// The limits of a periodic timer: a millisecond, and Xen's longest difference of times.
+const SHORTEST_PERIOD: u64 = 1_000_000;
+const LONGEST_PERIOD: u64 = u64::MAX >> 2;
 
-pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Result<Outcome, Errno> {
+pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Result<u64, Errno> {
     let [command, vcpu, argument, ..] = arguments;
-    let domain = caller.domain.clone();
-    let vcpu = u32::try_from(vcpu).ok().and_then(|id| domain.vcpu(VcpuId(id))).ok_or(Errno::ENOENT)?;
+    let system = caller.system;
+    let domain = &**caller.domain;
+    let vcpu = domain.vcpu(VcpuId(vcpu as u32)).ok_or(Errno::ENOENT)?;
     match command as u32 {
-        VCPUOP_SET_SINGLESHOT_TIMER => set_singleshot(caller, vcpu, argument)?,
+        VCPUOP_SET_SINGLESHOT_TIMER => {
+            own(caller, vcpu)?;
+            // VCPU_SSHOTTMR_future is ignored, as in Xen: a late timer fires at once and is never lost.
+            let timer = caller.read_arg(caller.handle::<SetSingleshotTimer>(argument))?;
+            vcpu.set_singleshot(Some(timer::deadline(timer.timeout_abs_ns)));
+            timer::set(system, domain, vcpu);
+        }
         VCPUOP_STOP_SINGLESHOT_TIMER => {
             own(caller, vcpu)?;
             vcpu.set_singleshot(None);
-            caller.system.machine.timer_changed(&domain, vcpu);
+            system.machine.timer_changed(domain, vcpu);
         }
         VCPUOP_SET_PERIODIC_TIMER => {
-            let period = Nanos(caller.read(caller.handle::<SetPeriodicTimer>(argument))?.period_ns);
-            if period < SHORTEST_PERIOD {
+            let period = caller.read(caller.handle::<SetPeriodicTimer>(argument))?.period_ns;
+            if !(SHORTEST_PERIOD..=LONGEST_PERIOD).contains(&period) {
                 return Err(Errno::EINVAL);
             }
-            vcpu.set_periodic(caller.system.machine.now(), period);
-            caller.system.machine.timer_changed(&domain, vcpu);
+            vcpu.set_periodic(system.machine.now(), Nanos(period));
+            system.machine.timer_changed(domain, vcpu);
         }
         VCPUOP_STOP_PERIODIC_TIMER => {
             vcpu.set_periodic(Nanos(0), Nanos(0));
-            caller.system.machine.timer_changed(&domain, vcpu);
+            system.machine.timer_changed(domain, vcpu);
         }
-        VCPUOP_REGISTER_VCPU_INFO => register_info(caller, &domain, vcpu, argument)?,
+        VCPUOP_REGISTER_VCPU_INFO => register_info(caller, domain, vcpu, argument)?,
         VCPUOP_REGISTER_VCPU_TIME_MEMORY_AREA => {
-            let linear = caller.read(caller.handle::<RegisterArea>(argument))?.addr;
-            let area = linear_area(caller, linear, TIME_INFO_LEN)?;
-            set_time_area(caller, &domain, vcpu, Some(area));
+            let area = match linear_address(caller, argument)? {
+                0 => None,
+                linear => Some(linear_area(caller, linear, TIME_INFO_LEN)?),
+            };
+            set_time_area(caller, domain, vcpu, area);
         }
         VCPUOP_REGISTER_VCPU_TIME_PHYS_AREA => {
-            let address = caller.read(caller.handle::<RegisterArea>(argument))?.addr;
-            let area = match address {
-                u64::MAX => None,
-                address => Some(physical_area(caller, GuestPhys(address), TIME_INFO_LEN)?),
-            };
-            set_time_area(caller, &domain, vcpu, area);
+            let area = physical_area(caller, argument, TIME_INFO_LEN)?;
+            set_time_area(caller, domain, vcpu, area);
         }
         VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA => {
-            let linear = caller.read(caller.handle::<RegisterArea>(argument))?.addr;
-            let area = if linear == 0 { None } else { Some(runstate_area(caller, linear)?) };
+            let area = match linear_address(caller, argument)? {
+                0 => None,
+                linear => Some(runstate_area(caller, linear)?),
+            };
             vcpu.runstate.lock().register(area);
         }
         VCPUOP_REGISTER_RUNSTATE_PHYS_AREA => {
-            let address = caller.read(caller.handle::<RegisterArea>(argument))?.addr;
-            let wide = caller.width == Width::Bits64;
-            let length = if wide { GuestArea::LEN_64 } else { GuestArea::LEN_32 };
-            let area = match address {
-                u64::MAX => None,
-                address => {
-                    let area = physical_area(caller, GuestPhys(address), length)?;
-                    Some(GuestArea::new(area, length, None, wide))
-                }
-            };
-            vcpu.runstate.lock().register(area);
+            let (length, wide) = runstate_layout(caller);
+            let area = physical_area(caller, argument, length)?;
+            vcpu.runstate.lock().register(area.map(|area| GuestArea::new(area, length, None, wide)));
         }
         VCPUOP_GET_RUNSTATE_INFO => {
-            let now = caller.system.machine.now();
-            let info = {
-                let runstate = vcpu.runstate.lock();
-                RunstateInfo {
-                    state: runstate.state() as u32,
-                    pad: 0,
-                    state_entry_time: runstate.since().0,
-                    time: runstate.times(now),
-                }
-            };
-            caller.write(caller.handle(argument), &info)?;
+            let info = runstate_info(vcpu, system.machine.now());
+            caller.write_arg(caller.handle(argument), &info)?;
         }
-        VCPUOP_IS_UP => {
-            let up = vcpu.holds() & crate::vcpu::hold::OFFLINE == 0;
-            return Ok(Outcome::Return(i64::from(up)));
+        VCPUOP_IS_UP => return Ok(u64::from(is_up(vcpu))),
+        VCPUOP_UP => system.machine.set_online(domain, vcpu, true)?,
+        VCPUOP_DOWN => {
+            // Without its last vCPU a domain is off.
+            if domain.vcpus.iter().all(|other| other.id == vcpu.id || !is_up(other)) {
+                shut_down(system, domain, SHUTDOWN_POWEROFF as u8);
+            } else {
+                system.machine.set_online(domain, vcpu, false)?;
+            }
         }
-        VCPUOP_UP => caller.system.machine.set_online(&domain, vcpu, true)?,
-        VCPUOP_DOWN => caller.system.machine.set_online(&domain, vcpu, false)?,
+        VCPUOP_SEND_NMI => {
+            if argument != 0 {
+                return Err(Errno::EINVAL);
+            }
+            system.machine.send_nmi(domain, vcpu);
+        }
+        // For a vCPU that is pinned to a CPU, which none is.
+        VCPUOP_GET_PHYSID => return Err(Errno::EINVAL),
         // VCPUOP_initialise of an HVM-type vCPU takes vcpu_hvm_context; INIT/SIPI is what PVH kernels use here.
         _ => return Err(Errno::ENOSYS),
     }
-    Ok(Outcome::Return(0))
+    Ok(0)
+}
+
+/// set_timer_op, the single-shot timer of old kernels: a time, in two registers of a 32-bit caller; zero stops it.
+pub fn set_timer_op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Result<u64, Errno> {
+    let [first, second, ..] = arguments;
+    let at = match caller.width {
+        Width::Bits64 => first,
+        Width::Bits32 => u64::from(first as u32) | u64::from(second as u32) << 32,
+    };
+    caller.vcpu.set_singleshot((at != 0).then(|| timer::deadline(at)));
+    timer::set(caller.system, caller.domain, caller.vcpu);
+    Ok(0)
+}
+
+fn is_up<M: Machine>(vcpu: &Vcpu<M>) -> bool {
+    vcpu.holds() & hold::OFFLINE == 0
 }
 
 /// A vCPU sets its own single-shot timer only.
@@ -106,18 +126,17 @@ fn own<M: Machine>(caller: &Caller<'_, M>, vcpu: &Vcpu<M>) -> Result<(), Errno> 
     if vcpu.id == caller.vcpu.id { Ok(()) } else { Err(Errno::EINVAL) }
 }
 
-fn set_singleshot<M: Machine>(caller: &mut Caller<'_, M>, vcpu: &Vcpu<M>, argument: u64) -> Result<(), Errno> {
-    own(caller, vcpu)?;
-    let timer = caller.read(caller.handle::<SetSingleshotTimer>(argument))?;
-    let deadline = Nanos(timer.timeout_abs_ns);
-    if timer.flags & VCPU_SSHOTTMR_FUTURE != 0 && deadline < caller.system.machine.now() {
-        return Err(Errno::ETIME);
+fn runstate_info<M: Machine>(vcpu: &Vcpu<M>, now: Nanos) -> RunstateInfo {
+    let runstate = vcpu.runstate.lock();
+    RunstateInfo {
+        state: runstate.state() as u32,
+        pad: 0,
+        state_entry_time: runstate.since().0,
+        time: runstate.times(now),
     }
-    vcpu.set_singleshot(Some(deadline));
-    caller.system.machine.timer_changed(caller.domain, vcpu);
-    Ok(())
 }
 
+/// EINVAL for a page that is not the caller's own, ENXIO for a place that is not aligned or leaves the page, EBUSY if it was fixed before.
 fn register_info<M: Machine>(
     caller: &mut Caller<'_, M>,
     domain: &Domain<M>,
@@ -126,26 +145,21 @@ fn register_info<M: Machine>(
 ) -> Result<(), Errno> {
     let request = caller.read(caller.handle::<RegisterVcpuInfo>(argument))?;
     let offset = request.offset as usize;
-    if offset.checked_add(VCPU_INFO_LEN).is_none_or(|end| end > mm::PAGE_SIZE) || !offset.is_multiple_of(8) {
+    if offset >= mm::PAGE_SIZE {
         return Err(Errno::EINVAL);
     }
     if vcpu.has_registered_info() {
-        return Err(Errno::EINVAL);
+        return Err(Errno::EBUSY);
     }
-    let page = share(caller, Gfn(request.mfn))?;
-    let area = Area::new(page, offset, VCPU_INFO_LEN).ok_or(Errno::EINVAL)?;
+    let area = area(caller, Gfn(request.mfn), offset, VCPU_INFO_LEN)?;
     // What was said in the old place is said again in the new one.
-    if let Some(old) = vcpu.info(domain) {
-        let (old, _) = old.time();
-        let from = (vcpu.id.0 as usize).saturating_mul(VCPU_INFO_LEN);
-        for byte in 0..VCPU_INFO_LEN {
-            if let (Some(from), Some(to)) = (old.atomic_u8(from.saturating_add(byte)), area.atomic_u8(byte)) {
-                to.store(from.load(core::sync::atomic::Ordering::Relaxed), core::sync::atomic::Ordering::Relaxed);
-            }
-        }
+    if let Some((page, from)) = vcpu.info(domain).map(|info| info.place()) {
+        let mut content = [0; VCPU_INFO_LEN];
+        let _ = page.read(from, &mut content);
+        let _ = area.page().write(area.offset(), &content);
     }
     if !vcpu.register_info(area) {
-        return Err(Errno::EINVAL);
+        return Err(Errno::EBUSY);
     }
     event::info_moved(caller.system, domain, vcpu);
     wallclock::update_vcpu_time(caller.system, domain, vcpu);
@@ -157,27 +171,52 @@ fn set_time_area<M: Machine>(caller: &Caller<'_, M>, domain: &Domain<M>, vcpu: &
     wallclock::update_vcpu_time(caller.system, domain, vcpu);
 }
 
-/// Shares one of the caller's RAM pages for long. EINVAL if it is none.
-fn share<M: Machine>(caller: &Caller<'_, M>, gfn: Gfn) -> Result<SharedPage, Errno> {
-    SharedPage::of_guest(&caller.domain.p2m, caller.system.memory, gfn).map_err(|_| Errno::EINVAL)
+// ---- places for the hypervisor to write to ----
+
+/// `length` bytes of one of the caller's pages. ENXIO if they leave it or are not aligned to a word of the caller's, EINVAL if the caller has no such
+/// page.
+fn area<M: Machine>(caller: &Caller<'_, M>, gfn: Gfn, offset: usize, length: usize) -> Result<Area, Errno> {
+    let word = if caller.width == Width::Bits64 { 8 } else { 4 };
+    if !offset.is_multiple_of(word) || offset.checked_add(length).is_none_or(|end| end > mm::PAGE_SIZE) {
+        return Err(Errno::ENXIO);
+    }
+    Area::new(caller.share(gfn)?, offset, length).ok_or(Errno::ENXIO)
 }
 
-fn physical_area<M: Machine>(caller: &Caller<'_, M>, at: GuestPhys, length: usize) -> Result<Area, Errno> {
-    let page = share(caller, at.gfn())?;
-    Area::new(page, at.page_offset(), length).ok_or(Errno::EINVAL)
+/// An area by the guest-physical address at `argument`; all ones are none.
+fn physical_area<M: Machine>(caller: &mut Caller<'_, M>, argument: u64, length: usize) -> Result<Option<Area>, Errno> {
+    let address = caller.read(caller.handle::<RegisterArea>(argument))?.addr;
+    if address == u64::MAX {
+        return Ok(None);
+    }
+    let at = GuestPhys(address);
+    area(caller, at.gfn(), at.page_offset(), length).map(Some)
+}
+
+/// The linear address at `argument`. Of a 32-bit caller's only the lower half counts.
+fn linear_address<M: Machine>(caller: &mut Caller<'_, M>, argument: u64) -> Result<u64, Errno> {
+    let address = caller.read(caller.handle::<RegisterArea>(argument))?.addr;
+    Ok(caller.handle::<()>(address).address())
 }
 
 /// An area by its linear address: it is fixed to the page that is there now, and may not cross a page.
 fn linear_area<M: Machine>(caller: &mut Caller<'_, M>, linear: u64, length: usize) -> Result<Area, Errno> {
     let at = caller.system.machine.translate(caller.domain, caller.context, linear, Access::Write)?;
-    physical_area(caller, at, length)
+    area(caller, at.gfn(), at.page_offset(), length)
+}
+
+/// Bytes of a runstate area, and whether it has the 64-bit layout.
+fn runstate_layout<M: Machine>(caller: &Caller<'_, M>) -> (usize, bool) {
+    match caller.width {
+        Width::Bits64 => (GuestArea::LEN_64, true),
+        Width::Bits32 => (GuestArea::LEN_32, false),
+    }
 }
 
 /// A runstate area, which may cross a page as the guest's compiler pleases.
 fn runstate_area<M: Machine>(caller: &mut Caller<'_, M>, linear: u64) -> Result<GuestArea, Errno> {
-    let wide = caller.width == Width::Bits64;
-    let length = if wide { GuestArea::LEN_64 } else { GuestArea::LEN_32 };
-    let offset = (linear as usize) % mm::PAGE_SIZE;
+    let (length, wide) = runstate_layout(caller);
+    let offset = GuestPhys(linear).page_offset();
     let split = mm::PAGE_SIZE.saturating_sub(offset).min(length);
     let first = linear_area(caller, linear, split)?;
     let second = match length.saturating_sub(split) {

@@ -3,7 +3,6 @@
 use xen_abi::errno::Errno;
 use xen_abi::features::*;
 use xen_abi::version::*;
-use zerocopy::IntoBytes;
 
 use crate::hypercall::{Arguments, Caller};
 use crate::machine::Machine;
@@ -16,6 +15,8 @@ pub const EXTRA_VERSION: &str = ".0-corten";
 const CAPABILITIES: &str = "hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64 ";
 const CHANGESET: &str = concat!("corten ", env!("CARGO_PKG_VERSION"));
 const COMPILER: &str = "rustc 1.95.0";
+/// What an ordinary domain is told instead of what is none of its business.
+const DENIED: &str = "<denied>";
 
 /// The features of a PVH domain; `direct_mapped` follows from how its memory is laid out.
 fn features<M: Machine>(caller: &Caller<'_, M>) -> u32 {
@@ -69,10 +70,10 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
         XENVER_GET_FEATURES => {
             let handle = caller.handle::<FeatureInfo>(argument);
             let mut info = caller.read(handle)?;
-            info.submap = if info.submap_idx == 0 { features(caller) } else { 0 };
             if info.submap_idx >= XENFEAT_NR_SUBMAPS {
                 return Err(Errno::EINVAL);
             }
+            info.submap = features(caller);
             caller.write(handle, &info).map(|()| 0)
         }
         XENVER_EXTRAVERSION => {
@@ -85,29 +86,30 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
                 compile_domain: field("corten"),
                 compile_date: field(""),
             };
-            caller.write_bytes(argument, info.as_bytes()).map(|()| 0)
+            caller.write(caller.handle(argument), &info).map(|()| 0)
         }
         XENVER_CAPABILITIES => {
             caller.write(caller.handle(argument), &field::<CAPABILITIES_INFO_LEN>(CAPABILITIES)).map(|()| 0)
         }
-        XENVER_CHANGESET => {
-            caller.write(caller.handle(argument), &field::<CHANGESET_INFO_LEN>(CHANGESET)).map(|()| 0)
-        }
+        XENVER_CHANGESET => caller.write(caller.handle(argument), &field::<CHANGESET_INFO_LEN>(CHANGESET)).map(|()| 0),
         XENVER_PLATFORM_PARAMETERS => {
             // Where a PV guest would find Xen; a translated domain has no such place.
             let parameters = PlatformParameters { virt_start: 0 };
-            caller.write(caller.handle(argument), &parameters).map(|()| 0)
+            caller.write_arg(caller.handle(argument), &parameters).map(|()| 0)
         }
         XENVER_GUEST_HANDLE => {
             let handle = caller.domain.handle;
             caller.write(caller.handle(argument), &handle).map(|()| 0)
         }
         XENVER_COMMANDLINE => {
-            caller.require_control()?;
-            let line = field::<COMMANDLINE_LEN>(caller.system.machine.command_line());
-            caller.write(caller.handle(argument), &line).map(|()| 0)
+            // The one that an ordinary domain gets an answer to all the same.
+            let line = if caller.domain.is_control() { caller.system.machine.command_line() } else { DENIED };
+            caller.write(caller.handle(argument), &field::<COMMANDLINE_LEN>(line)).map(|()| 0)
         }
-        XENVER_BUILD_ID => Err(Errno::ENODATA),
+        XENVER_BUILD_ID => {
+            caller.require_control()?;
+            Err(Errno::ENODATA)
+        }
         XENVER_EXTRAVERSION2 => variable(caller, argument, EXTRA_VERSION),
         XENVER_CAPABILITIES2 => variable(caller, argument, CAPABILITIES),
         XENVER_CHANGESET2 => variable(caller, argument, CHANGESET),

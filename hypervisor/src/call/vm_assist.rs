@@ -10,7 +10,7 @@ use crate::machine::Machine;
 
 pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Result<u64, Errno> {
     let [command, kind, ..] = arguments;
-    if kind != u64::from(VMASST_TYPE_RUNSTATE_UPDATE_FLAG) {
+    if kind as u32 != VMASST_TYPE_RUNSTATE_UPDATE_FLAG {
         return Err(Errno::EINVAL);
     }
     let bit = 1u64 << VMASST_TYPE_RUNSTATE_UPDATE_FLAG;

@@ -20,6 +20,21 @@ pub trait Compat: Sized {
     fn narrow(&self) -> Self::Narrow;
 }
 
+/// An `unsigned long`, or a frame number: what lists of frames are made of.
+impl Compat for u64 {
+    type Narrow = u32;
+
+    #[inline]
+    fn widen(narrow: u32) -> u64 {
+        narrow as u64
+    }
+
+    #[inline]
+    fn narrow(&self) -> u32 {
+        *self as u32
+    }
+}
+
 /// A field's wide type, as `N` in the narrow structure.
 trait Field<N>: Copy {
     fn widen(narrow: N) -> Self;
