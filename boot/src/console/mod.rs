@@ -298,9 +298,18 @@ pub fn use_interrupts() {
     });
 }
 
-/// Waits until all is out, as long as the port takes any.
+/// Waits until all is out, as long as the port takes any: the machine may be off right after this.
 pub fn flush() {
-    with(|console| console.make_room(usize::MAX));
+    with(|console| {
+        console.make_room(usize::MAX);
+        let Some(uart) = &console.uart else { return };
+        for _ in 0..PATIENCE {
+            if uart.is_idle() {
+                break;
+            }
+            core::hint::spin_loop();
+        }
+    });
 }
 
 /// Whether the console has a serial port.

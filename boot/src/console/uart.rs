@@ -68,6 +68,14 @@ impl Uart {
         self.device.send_bytes(bytes)
     }
 
+    /// Everything that it was given is on the line: not even its FIFO holds anything.
+    pub fn is_idle(&self) -> bool {
+        const LINE_STATUS: u16 = 5;
+        const TRANSMITTER_EMPTY: u8 = 1 << 6;
+        // SAFETY: reading the status of the console's own port changes nothing that is not read elsewhere.
+        unsafe { x86_64::instructions::port::Port::<u8>::new(self.base + LINE_STATUS).read() & TRANSMITTER_EMPTY != 0 }
+    }
+
     /// A byte that it has received.
     pub fn receive(&mut self) -> Option<u8> {
         self.device.try_receive_byte().ok()
