@@ -29,8 +29,11 @@ pub fn embed(elf_path: &Path) -> Result<()> {
     std::fs::write(elf_path, file).with_context(|| format!("cannot write {}", elf_path.display()))
 }
 
+/// Functions by their offset from the image's start.
+type Symbols = Vec<(u32, String)>;
+
 /// Where the area is in the file, and the symbols by their offset from the image's start.
-fn read(file: &[u8]) -> Result<(Range<usize>, Vec<(u32, String)>)> {
+fn read(file: &[u8]) -> Result<(Range<usize>, Symbols)> {
     let elf = ElfBytes::<LittleEndian>::minimal_parse(file).context("not an ELF file")?;
     let section = elf.section_header_by_name(".symbols")?.context("there is no section .symbols")?;
     let start = usize::try_from(section.sh_offset)?;

@@ -7,6 +7,9 @@ use anyhow::{Context as _, Result, bail};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// What a case does on one engine.
+pub type Run = Box<dyn Fn(&Context<'_>) -> Result<()> + Send + Sync>;
+
 /// A test. `run` gets everything by its [`Context`] and says in an error what went wrong.
 pub struct Case {
     pub name: String,
@@ -18,7 +21,7 @@ pub struct Case {
     /// Which kinds of engine it is for.
     pub engines: fn(&Engine) -> bool,
     pub prepare: Box<dyn Fn() -> Result<()> + Send + Sync>,
-    pub run: Box<dyn Fn(&Context<'_>) -> Result<()> + Send + Sync>,
+    pub run: Run,
 }
 
 /// Where a case runs.
