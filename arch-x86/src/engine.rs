@@ -9,6 +9,8 @@ use crate::guest_paging::Paging;
 use crate::policy::msr::DeviceMsr;
 use crate::regs::GuestRegs;
 use crate::segment::{Segment, SegmentRegister, StartState};
+use crate::svm::guest::SvmVcpu;
+use crate::svm::npt::Npt;
 use crate::vmx::ept::Ept;
 use crate::vmx::guest::VmxVcpu;
 
@@ -21,6 +23,7 @@ pub use host::{Bitmaps, CpuEngine, Host, HostState, Resources, Wishes};
 /// A vCPU as its engine has it.
 pub enum Engine {
     Vmx(VmxVcpu),
+    Svm(SvmVcpu),
 }
 
 /// The engine has no way to run this vCPU here.
@@ -30,7 +33,10 @@ pub struct CannotLoad;
 macro_rules! forward {
     ($($(#[$attribute:meta])* fn $name:ident(&self $(, $argument:ident: $kind:ty)*) $(-> $result:ty)?;)*) => {
         $($(#[$attribute])* #[inline] pub fn $name(&self $(, $argument: $kind)*) $(-> $result)? {
-            match self { Engine::Vmx(vcpu) => vcpu.$name($($argument),*) }
+            match self {
+                Engine::Vmx(vcpu) => vcpu.$name($($argument),*),
+                Engine::Svm(vcpu) => vcpu.$name($($argument),*),
+            }
         })*
     };
 }
@@ -38,7 +44,10 @@ macro_rules! forward {
 macro_rules! forward_mut {
     ($($(#[$attribute:meta])* fn $name:ident(&mut self $(, $argument:ident: $kind:ty)*) $(-> $result:ty)?;)*) => {
         $($(#[$attribute])* #[inline] pub fn $name(&mut self $(, $argument: $kind)*) $(-> $result)? {
-            match self { Engine::Vmx(vcpu) => vcpu.$name($($argument),*) }
+            match self {
+                Engine::Vmx(vcpu) => vcpu.$name($($argument),*),
+                Engine::Svm(vcpu) => vcpu.$name($($argument),*),
+            }
         })*
     };
 }
@@ -49,6 +58,7 @@ impl Engine {
     pub fn load(&mut self, host: &HostState) -> Result<(), CannotLoad> {
         match self {
             Engine::Vmx(vcpu) => vcpu.load(host).map_err(|_| CannotLoad),
+            Engine::Svm(vcpu) => vcpu.load(host).ok_or(CannotLoad),
         }
     }
 
@@ -63,6 +73,8 @@ impl Engine {
         fn set_interrupt_window(&mut self, open: bool);
         /// The same for an NMI.
         fn set_nmi_window(&mut self, open: bool);
+        /// An instruction was completed for the guest that is to trap after it (#DB), and the CPU does not know.
+        fn take_single_step(&mut self) -> bool;
         /// Moves on behind the instruction that exited.
         fn advance(&mut self);
         /// Moves on by `length` bytes.
@@ -82,6 +94,8 @@ impl Engine {
     }
 
     forward! {
+        /// Logs the engine's own state, for a domain that crashes or an entry that failed.
+        fn dump(&self);
         /// The guest would take an external interrupt now.
         fn interruptible(&self) -> bool;
         /// RFLAGS.IF.
@@ -112,13 +126,17 @@ impl Engine {
     pub fn hypercall_instruction(&self) -> [u8; 3] {
         match self {
             Engine::Vmx(_) => [0x0f, 0x01, 0xc1],
+            Engine::Svm(_) => [0x0f, 0x01, 0xd9],
         }
     }
 
-    /// Logs the engine's own state, for a domain that crashes or an entry that failed.
-    pub fn dump(&self) {
+    /// What an exit was that needed the code at RIP, which `code` begins with. `None` if that is no longer what exited: the guest executes what
+    /// is there now.
+    #[cold]
+    pub fn finish_exit(&mut self, code: &[u8], regs: &GuestRegs) -> Option<Exit> {
         match self {
-            Engine::Vmx(_) => crate::vmx::guest::dump(),
+            Engine::Vmx(_) => None,
+            Engine::Svm(vcpu) => vcpu.finish_exit(code, regs),
         }
     }
 }
@@ -127,6 +145,7 @@ impl Engine {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nested {
     Ept(Ept),
+    Npt(Npt),
 }
 
 impl PageFormat for Nested {
@@ -136,6 +155,7 @@ impl PageFormat for Nested {
     fn leaf(&self, mfn: Mfn, size: PageSize, kind: PageKind, memory: MemoryType) -> u64 {
         match self {
             Nested::Ept(format) => format.leaf(mfn, size, kind, memory),
+            Nested::Npt(format) => format.leaf(mfn, size, kind, memory),
         }
     }
 
@@ -143,6 +163,7 @@ impl PageFormat for Nested {
     fn table(&self, mfn: Mfn) -> u64 {
         match self {
             Nested::Ept(format) => format.table(mfn),
+            Nested::Npt(format) => format.table(mfn),
         }
     }
 
@@ -150,12 +171,14 @@ impl PageFormat for Nested {
     fn decode(&self, entry: u64, level: u8) -> Entry {
         match self {
             Nested::Ept(format) => format.decode(entry, level),
+            Nested::Npt(format) => format.decode(entry, level),
         }
     }
 
     fn largest(&self) -> PageSize {
         match self {
             Nested::Ept(format) => format.largest(),
+            Nested::Npt(format) => format.largest(),
         }
     }
 }

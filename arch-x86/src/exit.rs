@@ -61,6 +61,8 @@ pub enum Exit {
     /// WBINVD, INVD: caches are kept coherent, nothing to do but to move on.
     CacheFlush,
     TripleFault,
+    /// The CPU did not say all of it: `Engine::finish_exit` does, with the code at RIP.
+    NeedsCode,
     /// Nothing that a guest can be helped with; the engine's number for it.
     Unexpected(u32),
     /// The CPU refused to enter the guest; the engine's number for it.

@@ -72,6 +72,15 @@ impl FpuArea {
     }
 }
 
+/// XCR0, which is the guest's while it is on this CPU.
+#[inline]
+pub fn xcr0() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: reading it changes nothing; the caller asks only where there is XSAVE, which is then switched on.
+    unsafe { asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nostack, nomem, preserves_flags)) };
+    u64::from(high) << 32 | u64::from(low)
+}
+
 /// Loads XCR0, which the caller has checked against what the CPU has.
 pub fn set_xcr0(value: u64) {
     // SAFETY: the value is one that CPUID leaf 0xD allows; the host uses no extended state.

@@ -35,6 +35,7 @@ pub mod rtc;
 pub mod run;
 pub mod segment;
 pub mod startup;
+pub mod svm;
 pub mod time;
 pub mod vdev;
 pub mod vmx;

@@ -4,7 +4,7 @@
 //! another vCPU may have changed them: so what is decoded is compared with what was intercepted, and if it differs, the
 //! guest is entered again.
 
-use iced_x86::{Code, Mnemonic, Register};
+use iced_x86::{Code, Mnemonic, OpKind, Register};
 
 use super::operand::Gpr;
 use super::{Mode, decode};
@@ -147,6 +147,15 @@ pub fn control_move(bytes: &[u8], mode: Mode) -> Option<ControlMove> {
     Some(ControlMove { register, debug, gpr, write, length: instruction.len() as u8 })
 }
 
+/// LMSW from a general register at the start of `bytes`: that register's number, and the length.
+pub fn load_machine_status(bytes: &[u8], mode: Mode) -> Option<(u8, u8)> {
+    let instruction = decode(bytes, mode).ok()?;
+    if instruction.mnemonic() != Mnemonic::Lmsw || instruction.op0_kind() != OpKind::Register {
+        return None;
+    }
+    Some((Gpr::from_name(instruction.op0_register())?.number, instruction.len() as u8))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,6 +226,13 @@ mod tests {
         assert_eq!(decoded(&[0x41, 0x0f, 0x23, 0xf9], Mode::Bits64), Some((7, true, 9, true, 4)), "mov dr7, r9");
         assert_eq!(decoded(&[0x0f, 0x21, 0xf1], Mode::Bits64), Some((6, true, 1, false, 3)), "mov rcx, dr6");
         assert_eq!(decoded(&[0x89, 0xd8], Mode::Bits64), None, "mov eax, ebx");
+    }
+
+    #[test]
+    fn lmsw_names_its_register() {
+        assert_eq!(load_machine_status(&[0x0f, 0x01, 0xf3], Mode::Bits16), Some((3, 3)), "lmsw bx");
+        assert_eq!(load_machine_status(&[0x0f, 0x01, 0x37], Mode::Bits16), None, "lmsw [bx]");
+        assert_eq!(load_machine_status(&[0x0f, 0x06], Mode::Bits16), None, "clts");
     }
 
     #[test]

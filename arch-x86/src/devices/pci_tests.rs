@@ -6,6 +6,7 @@ use xen_abi::types::DomainId;
 
 use super::*;
 use crate::apic::vectors::{self, Source};
+use crate::pci::config::ConfigAccess;
 use crate::pci::fake::{FakeBus, FakeFunction};
 
 const NIC: Sbdf = Sbdf::new(0, 0, 3, 0);

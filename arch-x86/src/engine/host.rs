@@ -11,7 +11,7 @@ use super::{Engine, Nested};
 use crate::policy::features::Feature;
 use crate::policy::msr::MsrPolicy;
 use crate::vdev::ports::Ports;
-use crate::vmx;
+use crate::{svm, vmx};
 
 /// What the user may choose of it.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +24,7 @@ pub struct Wishes {
 #[derive(Clone, Copy, Debug)]
 pub enum Host {
     Vmx(&'static vmx::caps::Caps),
+    Svm(&'static svm::caps::Caps),
 }
 
 /// The state of a CPU to which exits come back.
@@ -47,6 +48,7 @@ pub struct HostState {
 #[derive(Clone, Copy, Debug)]
 pub enum CpuEngine {
     Vmx,
+    Svm(&'static svm::cpu::SvmCpu),
 }
 
 /// Which ports and MSRs a domain reaches without an exit, as the engine wants it; they live as long as the domain.
@@ -74,6 +76,9 @@ impl Host {
         if __cpuid(1).ecx & 1 << 5 != 0 {
             return vmx::cpu::probe(wishes).map(Host::Vmx);
         }
+        if svm::cpu::is_there() {
+            return svm::cpu::probe(wishes).map(Host::Svm);
+        }
         Err("this CPU has neither VMX nor SVM; Corten needs VMX with EPT and unrestricted guest, or SVM with nested paging".into())
     }
 
@@ -81,6 +86,7 @@ impl Host {
     pub fn enable(self, memory: &'static Memory) -> Result<CpuEngine, String> {
         match self {
             Host::Vmx(caps) => vmx::cpu::enable(caps, memory).map(|()| CpuEngine::Vmx),
+            Host::Svm(caps) => svm::cpu::enable(caps, memory).map(CpuEngine::Svm),
         }
     }
 
@@ -88,6 +94,7 @@ impl Host {
     pub fn announce(self) {
         match self {
             Host::Vmx(caps) => log::info!(target: "vmx", "{}", caps.summary()),
+            Host::Svm(caps) => log::info!(target: "svm", "{}", caps.summary()),
         }
     }
 
@@ -95,6 +102,7 @@ impl Host {
     pub fn format(self) -> Nested {
         match self {
             Host::Vmx(caps) => Nested::Ept(vmx::cpu::format(caps)),
+            Host::Svm(caps) => Nested::Npt(svm::cpu::format(caps)),
         }
     }
 
@@ -102,6 +110,7 @@ impl Host {
     pub fn withheld(self) -> Vec<Feature> {
         match self {
             Host::Vmx(caps) => vmx::cpu::withheld(caps),
+            Host::Svm(_) => Vec::new(),
         }
     }
 
@@ -109,6 +118,7 @@ impl Host {
     pub fn bitmaps(self, memory: &'static Memory, ports: &Ports, msr: &MsrPolicy) -> Option<Bitmaps> {
         match self {
             Host::Vmx(_) => vmx::bitmaps::make(memory, ports, msr),
+            Host::Svm(_) => svm::bitmaps::make(memory, ports, msr),
         }
     }
 
@@ -120,6 +130,8 @@ impl Host {
         match self {
             // SAFETY: by the caller's promise.
             Host::Vmx(caps) => unsafe { vmx::guest::VmxVcpu::new(caps, resources, memory) }.map(Engine::Vmx),
+            // SAFETY: by the caller's promise.
+            Host::Svm(caps) => unsafe { svm::guest::SvmVcpu::new(caps, resources, memory) }.map(Engine::Svm),
         }
     }
 }

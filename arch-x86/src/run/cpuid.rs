@@ -12,7 +12,8 @@ impl Running<'_> {
             vcpu_id: self.vcpu.id,
             apic_id: context.vlapic.x2apic_id(),
             cr4: context.engine.cr4(),
-            xcr0: context.xcr0,
+            // Asked of the CPU: QEMU's TCG executes XSETBV although it is intercepted.
+            xcr0: if crate::host::has_xsave() { crate::fpu::xcr0() } else { context.xcr0 },
             xss: 0,
             apic_enabled: context.vlapic.mode() != Mode::Disabled,
             long_mode: context.engine.in_64_bit_mode(),

@@ -20,9 +20,12 @@ use hypervisor::vcpu::{Vcpu, hold};
 use sched::VcpuKey;
 
 use crate::context::Context;
+use crate::decode::LONGEST;
+use crate::event::exception;
 use crate::exit::Exit;
 use crate::machine::X86;
 use crate::percpu::{self, PerCpu, Resident};
+use crate::segment::SegmentRegister;
 use crate::{host, power};
 
 /// A vCPU in the hands of the CPU that runs it.
@@ -111,6 +114,7 @@ impl Loaded {
     fn unload(mut self) {
         self.context.switched.save(host::has_rdtscp());
         if host::has_xsave() {
+            self.context.xcr0 = crate::fpu::xcr0();
             // All states that Corten switches, whatever the guest has enabled of them.
             crate::fpu::set_xcr0(crate::fpu::switched_states());
         }
@@ -163,6 +167,9 @@ impl Running<'_> {
                     return;
                 }
             }
+            if self.context.engine.take_single_step() {
+                self.context.raise(exception::DEBUG, None);
+            }
             self.prepare_events();
             if self.context.triple_fault {
                 self.crash("triple fault");
@@ -214,6 +221,7 @@ impl Running<'_> {
                 Next::Enter
             }
             Exit::MachineCheck => host::machine_check(),
+            Exit::NeedsCode => self.finish_exit(),
             Exit::TripleFault => self.crash("triple fault"),
             Exit::Unexpected(number) => {
                 log::error!(target: "vcpu", "{}: exit {number:#x} that no guest should cause", self.domain.name);
@@ -223,6 +231,20 @@ impl Running<'_> {
                 log::error!(target: "vcpu", "{}: the CPU refuses to enter the guest (reason {number:#x})", self.domain.name);
                 self.crash("entry failed")
             }
+        }
+    }
+
+    /// Serves an exit that takes the code at RIP to tell.
+    fn finish_exit(&mut self) -> Next {
+        let mut bytes = [0; LONGEST];
+        let engine = &self.context.engine;
+        let base = if engine.in_64_bit_mode() { 0 } else { engine.segment(SegmentRegister::Cs).base };
+        let rip = base.wrapping_add(engine.rip());
+        let count = crate::dump::fetch(self.domain, self.context, rip, &mut bytes);
+        let code = bytes.get(..count).unwrap_or_default();
+        match self.context.engine.finish_exit(code, &self.context.regs) {
+            Some(exit) => self.serve(exit),
+            None => Next::Enter,
         }
     }
 

@@ -239,6 +239,12 @@ impl VmxVcpu {
         read(GUEST_INTERRUPTIBILITY) & (BLOCKED_BY_STI_OR_MOV_SS | BLOCKED_BY_NMI) == 0
     }
 
+    /// The CPU keeps a single step's trap itself (GUEST_PENDING_DEBUG).
+    #[inline]
+    pub fn take_single_step(&mut self) -> bool {
+        false
+    }
+
     /// Asks for an exit as soon as the guest can take an interrupt, or takes that back.
     #[inline]
     pub fn set_interrupt_window(&mut self, open: bool) {
@@ -433,6 +439,10 @@ impl VmxVcpu {
         SegmentAccess(read(GUEST_CS_ACCESS)).long() && self.efer() & efer::LMA != 0
     }
 
+    /// The engine's own state, for a domain that crashes or an entry that fails.
+    pub fn dump(&self) {
+        dump();
+    }
 }
 
 /// An event whose delivery the exit interrupted comes again (SDM Vol. 3, 28.2.4).
@@ -457,8 +467,8 @@ fn redeliver(vectoring: u32, pending: &mut Pending) {
     pending.redeliver(event);
 }
 
-/// The VMCS's state in words, for a domain that crashes or an entry that fails. The vCPU is current.
-pub fn dump() {
+/// The VMCS's state in words. The vCPU is current.
+fn dump() {
     for (name, encoding) in ALL {
         if let Some(value) = vmcs::read_raw(*encoding) {
             log::error!(target: "vmx", "{name:<28} {value:#018x}");
