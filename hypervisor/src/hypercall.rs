@@ -260,3 +260,106 @@ hypercalls! {
     PLATFORM_OP              => Control, call::platform::op;
     SYSCTL                   => Control, call::sysctl::op;
 }
+
+#[cfg(test)]
+mod tests {
+    use xen_abi::compat;
+    use xen_abi::sched::Poll;
+
+    use super::*;
+    use crate::fake::{self, Running, page};
+
+    fn pair() -> (Running, Running) {
+        let system = fake::system(256);
+        let domains = [fake::add_domain(system, 0, 16), fake::add_domain(system, 5, 16)];
+        let [dom0, guest] = domains.map(|domain| Running::new(system, &domain));
+        (dom0, guest)
+    }
+
+    fn as_caller<R>(running: &mut Running, act: impl FnOnce(&mut Caller<'_, fake::Fake>) -> R) -> R {
+        let Running { system, domain, context, id, .. } = running;
+        let (vcpu, width) = (domain.vcpu(*id).unwrap(), context.width);
+        act(&mut Caller { system, domain, vcpu, context, width })
+    }
+
+    #[test]
+    fn a_number_that_is_not_in_the_table_is_not_implemented() {
+        let (mut dom0, mut guest) = pair();
+        for number in (0..64).chain([1 << 20, u64::MAX]) {
+            if TABLE.iter().any(|(_, known, _)| *known == number) {
+                continue;
+            }
+            for running in [&mut dom0, &mut guest] {
+                assert_eq!(running.call(number, &[0, page(0)]).0, Errno::ENOSYS.as_return(), "{number}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_for_who_controls_the_machine_is_for_nobody_else() {
+        let (_, mut guest) = pair();
+        let control: Vec<_> = TABLE.iter().filter(|(_, _, who)| *who == Who::Control).collect();
+        assert_eq!(control.iter().map(|(name, ..)| *name).collect::<Vec<_>>(), ["CONSOLE_IO", "PLATFORM_OP", "SYSCTL"]);
+        for (name, number, _) in control {
+            assert_eq!(guest.call(*number, &[0, 0]).0, Errno::EPERM.as_return(), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_argument_is_read_and_written_in_the_callers_layout() {
+        let (mut dom0, _) = pair();
+        let poll = Poll { ports: GuestHandle::new(0xc000_1000), nr_ports: 2, pad: 0, timeout: 1 << 40 };
+        let at = GuestHandle::<Poll>::new(page(1) - 4);
+        as_caller(&mut dom0, |caller| caller.write_arg(at, &poll)).unwrap();
+        assert_eq!(dom0.peek::<Poll>(at.address()), poll);
+        assert_eq!(as_caller(&mut dom0, |caller| caller.read_arg(at)), Ok(poll));
+        dom0.context.width = Width::Bits32;
+        as_caller(&mut dom0, |caller| caller.write_arg(at, &poll)).unwrap();
+        assert_eq!(dom0.peek::<compat::Poll>(at.address()), compat::Compat::narrow(&poll));
+        assert_eq!(as_caller(&mut dom0, |caller| caller.read_arg(at)), Ok(poll));
+    }
+
+    #[test]
+    fn lists_have_elements_of_the_callers_width() {
+        let (mut dom0, _) = pair();
+        let list = GuestHandle::<u64>::new(page(1));
+        for (width, second) in [(Width::Bits64, page(1) + 8), (Width::Bits32, page(1) + 4)] {
+            dom0.context.width = width;
+            as_caller(&mut dom0, |caller| caller.write_arg_at(list, 1, &0x1234)).unwrap();
+            assert_eq!(dom0.peek::<u32>(second), 0x1234);
+            assert_eq!(as_caller(&mut dom0, |caller| caller.read_arg_at(list, 1)), Ok(0x1234));
+        }
+        let wraps = GuestHandle::<u64>::new(u64::MAX - 7);
+        assert_eq!(as_caller(&mut dom0, |caller| caller.read_arg_at(wraps, 2)), Err(Errno::EFAULT));
+    }
+
+    #[test]
+    fn an_argument_may_cross_pages_but_not_the_end_of_memory() {
+        let (mut dom0, _) = pair();
+        let bytes: Vec<u8> = (0..5000u32).map(|index| index as u8).collect();
+        let at = page(3) - 17;
+        as_caller(&mut dom0, |caller| caller.write_bytes(at, &bytes)).unwrap();
+        let mut back = vec![0; 5000];
+        as_caller(&mut dom0, |caller| caller.read_bytes(at, &mut back)).unwrap();
+        assert_eq!(back, bytes);
+        for nowhere in [page(16) - 4999, u64::MAX - 100, 1 << 60] {
+            assert_eq!(as_caller(&mut dom0, |caller| caller.read_bytes(nowhere, &mut back)), Err(Errno::EFAULT));
+            assert_eq!(as_caller(&mut dom0, |caller| caller.write_bytes(nowhere, &bytes)), Err(Errno::EFAULT));
+        }
+        let device = fake::DEVICE << 12;
+        assert_eq!(as_caller(&mut dom0, |caller| caller.write_bytes(device, &[1])), Err(Errno::EFAULT));
+    }
+
+    #[test]
+    fn a_domain_names_itself_and_others_only_if_it_controls_them() {
+        let (mut dom0, mut guest) = pair();
+        let target =
+            |running: &mut Running, id| as_caller(running, |caller| caller.target(id).map(|domain| domain.id.0));
+        assert_eq!(target(&mut guest, DomainId::SELF), Ok(5));
+        assert_eq!(target(&mut guest, DomainId(5)), Ok(5));
+        assert_eq!(target(&mut guest, DomainId(0)), Err(Errno::EPERM));
+        assert_eq!(target(&mut guest, DomainId(99)), Err(Errno::EPERM), "not even whether it is there");
+        assert_eq!(target(&mut dom0, DomainId(5)), Ok(5));
+        assert_eq!(target(&mut dom0, DomainId(99)), Err(Errno::ESRCH));
+    }
+}

@@ -68,3 +68,51 @@ fn read<M: Machine>(caller: &mut Caller<'_, M>, buffer: GuestHandle<u8>, room: u
     }
     Ok(done)
 }
+
+#[cfg(test)]
+mod tests {
+    use xen_abi::numbers::CONSOLE_IO;
+
+    use super::*;
+    use crate::fake::{self, Running, page};
+
+    fn dom0() -> Running {
+        let system = fake::system(256);
+        Running::new(system, &fake::add_domain(system, 0, 16))
+    }
+
+    #[test]
+    fn what_is_written_arrives_whole_and_others_run_in_between() {
+        let mut dom0 = dom0();
+        let text: Vec<u8> = (0..TURN * 2 + 5).map(|index| index as u8).collect();
+        dom0.poke(page(1), &*text);
+        let ask = [CONSOLEIO_WRITE.into(), text.len() as u64, page(1)];
+        assert_eq!(dom0.call(CONSOLE_IO, &ask), (0, 2));
+        assert_eq!(*dom0.system.machine.written.lock().unwrap(), text);
+        assert_eq!(dom0.call(CONSOLE_IO, &[CONSOLEIO_WRITE.into(), 1 << 32, 0xdead_0000]).0, 0, "counts have 32 bits");
+        assert_eq!(dom0.call(CONSOLE_IO, &[CONSOLEIO_WRITE.into(), 5, page(16) - 3]).0, Errno::EFAULT.as_return());
+    }
+
+    #[test]
+    fn input_is_taken_as_far_as_there_is_room() {
+        let mut dom0 = dom0();
+        let text: Vec<u8> = (0..300u32).map(|index| index as u8).collect();
+        dom0.system.machine.input.lock().unwrap().extend(&text);
+        assert_eq!(dom0.call(CONSOLE_IO, &[CONSOLEIO_READ.into(), 20, page(1)]).0, 20);
+        assert_eq!(dom0.call(CONSOLE_IO, &[CONSOLEIO_READ.into(), 4096, page(1) + 20]).0, 280);
+        assert_eq!(dom0.peek::<[u8; 300]>(page(1))[..], text);
+        assert_eq!(dom0.call(CONSOLE_IO, &[CONSOLEIO_READ.into(), 4096, page(1)]).0, 0);
+        assert_eq!(dom0.call(CONSOLE_IO, &[CONSOLEIO_READ.into(), 1 << 31, page(1)]).0, Errno::E2BIG.as_return());
+    }
+
+    #[test]
+    fn the_console_is_dom0s() {
+        let dom0 = dom0();
+        let mut guest = Running::new(dom0.system, &fake::add_domain(dom0.system, 5, 16));
+        for command in [CONSOLEIO_WRITE, CONSOLEIO_READ, 2] {
+            assert_eq!(guest.call(CONSOLE_IO, &[command.into(), 1, page(1)]).0, Errno::EPERM.as_return());
+        }
+        let mut dom0 = dom0;
+        assert_eq!(dom0.call(CONSOLE_IO, &[2, 0, 0]).0, Errno::ENOSYS.as_return());
+    }
+}

@@ -12,6 +12,9 @@ use crate::hypercall::{Arguments, Caller};
 use crate::machine::Machine;
 use crate::wallclock;
 
+#[cfg(test)]
+mod tests;
+
 /// The first vector that a local APIC accepts.
 const FIRST_VECTOR: u8 = 16;
 

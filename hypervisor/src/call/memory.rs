@@ -327,12 +327,13 @@ fn acquire_resource<M: Machine>(
         return caller.write_arg(handle, &request).map(|()| Outcome::Return(0));
     }
     let count = u64::from(request.nr_frames);
-    if command.start >= count {
+    let beyond = request.frame.checked_add(count).is_none_or(|end| end > target.grants.table().max_frames().into());
+    if command.start >= count || beyond {
         return Err(Errno::EINVAL);
     }
     let end = count.min(command.start.saturating_add(BATCH));
     for index in command.start..end {
-        let frame = request.frame.checked_add(index).and_then(|at| u32::try_from(at).ok()).ok_or(Errno::EINVAL)?;
+        let frame = request.frame.saturating_add(index) as u32;
         let mfn = target.grants.table().frame(caller.system.memory, kind, frame)?;
         let gfn = Gfn(caller.read_arg_at(request.frame_list, index)?);
         // The page stays the other domain's: this is a foreign mapping of it, with a reference of its own.

@@ -13,8 +13,6 @@ pub mod physdev;
 pub mod platform;
 pub mod sched;
 pub mod sysctl;
-#[cfg(test)]
-mod tests;
 pub mod vcpu;
 pub mod version;
 pub mod vm_assist;

@@ -11,6 +11,9 @@ use crate::machine::Machine;
 use crate::timer;
 use crate::vcpu::hold;
 
+#[cfg(test)]
+mod tests;
+
 /// Ports that one SCHEDOP_poll may name.
 const POLL_MAX: u32 = 128;
 

@@ -17,6 +17,9 @@ use crate::timer;
 use crate::vcpu::{Vcpu, hold};
 use crate::wallclock;
 
+#[cfg(test)]
+mod tests;
+
 const TIME_INFO_LEN: usize = 32;
 const VCPU_INFO_LEN: usize = 64;
 /// The limits of a periodic timer: a millisecond, and Xen's longest difference of times.

@@ -121,3 +121,111 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
         _ => Err(Errno::ENOSYS),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use xen_abi::numbers::XEN_VERSION;
+
+    use super::*;
+    use crate::fake::{self, Running, Wanted, page};
+    use crate::machine::Width;
+
+    fn pair() -> (Running, Running) {
+        let system = fake::system(256);
+        let domains = [fake::add_domain(system, 0, 16), fake::add_domain(system, 5, 16)];
+        let [dom0, guest] = domains.map(|domain| Running::new(system, &domain));
+        (dom0, guest)
+    }
+
+    fn no(errno: Errno) -> i64 {
+        errno.as_return()
+    }
+
+    /// A text of a fixed length, and that nothing behind it was touched.
+    fn text<const N: usize>(running: &mut Running, operation: u32) -> (i64, String) {
+        running.poke(page(1), &[0xffu8; 4096]);
+        let result = running.call(XEN_VERSION, &[operation.into(), page(1)]).0;
+        assert_eq!(running.peek::<u8>(page(1) + N as u64), 0xff);
+        let bytes: [u8; 4096] = running.peek(page(1));
+        let length = bytes.iter().position(|byte| *byte == 0).unwrap_or(0);
+        (result, String::from_utf8(bytes[..length].to_vec()).unwrap())
+    }
+
+    #[test]
+    fn it_is_xen_4_20_that_runs_every_kind_of_hvm_guest() {
+        let (mut dom0, _) = pair();
+        assert_eq!(dom0.call(XEN_VERSION, &[0]).0, 4 << 16 | 20);
+        assert_eq!(dom0.call(XEN_VERSION, &[1 << 32]).0, 4 << 16 | 20, "operations have 32 bits");
+        assert_eq!(dom0.call(XEN_VERSION, &[XENVER_PAGESIZE.into()]).0, 4096);
+        assert_eq!(text::<EXTRAVERSION_LEN>(&mut dom0, XENVER_EXTRAVERSION), (0, EXTRA_VERSION.into()));
+        let (result, capabilities) = text::<CAPABILITIES_INFO_LEN>(&mut dom0, XENVER_CAPABILITIES);
+        assert_eq!(result, 0);
+        for kind in ["hvm-3.0-x86_32 ", "hvm-3.0-x86_32p ", "hvm-3.0-x86_64 "] {
+            assert!(capabilities.contains(kind));
+        }
+        assert_eq!(text::<CHANGESET_INFO_LEN>(&mut dom0, XENVER_CHANGESET), (0, CHANGESET.into()));
+        const COMPILE_INFO: usize = size_of::<CompileInfo>();
+        assert_eq!(text::<COMPILE_INFO>(&mut dom0, XENVER_COMPILE_INFO), (0, COMPILER.into()));
+        assert_eq!(text::<16>(&mut dom0, XENVER_GUEST_HANDLE), (0, String::new()));
+    }
+
+    #[test]
+    fn the_command_line_is_dom0s_to_know() {
+        let (mut dom0, mut guest) = pair();
+        assert_eq!(text::<COMMANDLINE_LEN>(&mut dom0, XENVER_COMMANDLINE), (0, "dom0_mem=fake".into()));
+        assert_eq!(text::<COMMANDLINE_LEN>(&mut guest, XENVER_COMMANDLINE), (0, DENIED.into()));
+        assert_eq!(dom0.call(XEN_VERSION, &[XENVER_COMMANDLINE2.into(), 0]).0, 13);
+        for operation in [XENVER_COMMANDLINE2, XENVER_BUILD_ID] {
+            assert_eq!(guest.call(XEN_VERSION, &[operation.into(), 0]).0, no(Errno::EPERM));
+        }
+        assert_eq!(dom0.call(XEN_VERSION, &[XENVER_BUILD_ID.into(), 0]).0, no(Errno::ENODATA));
+    }
+
+    #[test]
+    fn texts_of_any_length_need_room_and_say_how_much() {
+        let (mut dom0, _) = pair();
+        let length = EXTRA_VERSION.len() as i64;
+        let mut ask = |room: u32| {
+            dom0.poke(page(1), &[room, u32::MAX, u32::MAX, u32::MAX]);
+            let result = dom0.call(XEN_VERSION, &[XENVER_EXTRAVERSION2.into(), page(1)]).0;
+            (result, dom0.peek::<[u8; 16]>(page(1)))
+        };
+        assert_eq!(ask(0).0, no(Errno::EINVAL));
+        assert_eq!(ask(length as u32 - 1).0, no(Errno::ENOBUFS));
+        let (result, bytes) = ask(length as u32);
+        assert_eq!((result, &bytes[4..4 + EXTRA_VERSION.len()]), (length, EXTRA_VERSION.as_bytes()));
+        assert_eq!(bytes[4 + EXTRA_VERSION.len()], 0xff);
+        for operation in [XENVER_EXTRAVERSION2, XENVER_CAPABILITIES2, XENVER_CHANGESET2] {
+            assert!(dom0.call(XEN_VERSION, &[operation.into(), 0]).0 > 0);
+        }
+    }
+
+    #[test]
+    fn features_say_who_and_how_the_domain_is() {
+        let (dom0, guest) = pair();
+        let system = fake::system(1024);
+        let direct = fake::add(system, Wanted { id: 3, one_to_one: true, ..Wanted::default() });
+        let direct = Running::new(system, &direct);
+        for (mut running, is_dom0, is_direct) in [(dom0, true, false), (guest, false, false), (direct, false, true)] {
+            let mut info = FeatureInfo::default();
+            assert_eq!(running.op(XEN_VERSION, XENVER_GET_FEATURES, &mut info), 0);
+            let has = |bit: u32| info.submap & 1 << bit != 0;
+            assert_eq!(has(XENFEAT_DOM0), is_dom0);
+            assert_eq!((has(XENFEAT_DIRECT_MAPPED), has(XENFEAT_NOT_DIRECT_MAPPED)), (is_direct, !is_direct));
+            assert!(has(XENFEAT_AUTO_TRANSLATED_PHYSMAP) && !has(XENFEAT_HVM_PIRQS));
+            let mut info = FeatureInfo { submap_idx: XENFEAT_NR_SUBMAPS, submap: 7 };
+            assert_eq!(running.op(XEN_VERSION, XENVER_GET_FEATURES, &mut info), no(Errno::EINVAL));
+        }
+    }
+
+    #[test]
+    fn a_32_bit_caller_is_told_of_its_own_width() {
+        let (mut dom0, _) = pair();
+        dom0.context.width = Width::Bits32;
+        dom0.poke(page(1), &[u32::MAX; 2]);
+        assert_eq!(dom0.call(XEN_VERSION, &[XENVER_PLATFORM_PARAMETERS.into(), page(1)]).0, 0);
+        assert_eq!(dom0.peek::<[u32; 2]>(page(1)), [0, u32::MAX]);
+        assert_eq!(dom0.call(XEN_VERSION, &[XENVER_EXTRAVERSION.into(), page(1) | 0xdead << 32]).0, 0);
+        assert_eq!(dom0.call(XEN_VERSION, &[99, page(1)]).0, no(Errno::ENOSYS));
+    }
+}
