@@ -24,7 +24,9 @@ mod intercept;
 mod operand;
 mod plan;
 
-pub use intercept::{ControlMove, Intercept, control_move, instruction_length, intercepted_length, load_machine_status};
+pub use intercept::{
+    ControlMove, Intercept, control_move, instruction_length, intercepted_length, load_machine_status,
+};
 pub use operand::{Registers, Size};
 pub use plan::{Access, Next, Plan, plan};
 

@@ -8,9 +8,17 @@ pub enum Event {
     Interrupt(u8),
     Nmi,
     /// A hardware exception with its error code.
-    Exception { vector: u8, error: Option<u32> },
+    Exception {
+        vector: u8,
+        error: Option<u32>,
+    },
     /// INT n, INT1 or INT3/INTO, interrupted on its way: with the instruction's length.
-    Software { vector: u8, kind: SoftwareKind, length: u8, error: Option<u32> },
+    Software {
+        vector: u8,
+        kind: SoftwareKind,
+        length: u8,
+        error: Option<u32>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

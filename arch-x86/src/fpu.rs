@@ -84,5 +84,7 @@ pub fn xcr0() -> u64 {
 /// Loads XCR0, which the caller has checked against what the CPU has.
 pub fn set_xcr0(value: u64) {
     // SAFETY: the value is one that CPUID leaf 0xD allows; the host uses no extended state.
-    unsafe { asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack, nomem)) };
+    unsafe {
+        asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack, nomem))
+    };
 }

@@ -92,7 +92,11 @@ pub fn translate(
     if paging.cr0 & CR0_PG == 0 {
         return Ok(GuestPhys(linear));
     }
-    if paging.cr4 & CR4_PAE != 0 { pae(paging, linear, purpose, memory) } else { legacy(paging, linear, purpose, memory) }
+    if paging.cr4 & CR4_PAE != 0 {
+        pae(paging, linear, purpose, memory)
+    } else {
+        legacy(paging, linear, purpose, memory)
+    }
 }
 
 /// Four or five levels of 64-bit entries.

@@ -149,12 +149,7 @@ pub struct X86Domain {
 }
 
 impl X86Domain {
-    pub fn new(
-        cpuid: CpuidPolicy,
-        msr: MsrPolicy,
-        bitmaps: Bitmaps,
-        devices: crate::devices::Devices,
-    ) -> X86Domain {
+    pub fn new(cpuid: CpuidPolicy, msr: MsrPolicy, bitmaps: Bitmaps, devices: crate::devices::Devices) -> X86Domain {
         let cr4_allowed = !cpuid.cr4_reserved();
         X86Domain { cpuid, msr, cr4_allowed, bitmaps, turn: AtomicUsize::new(0), devices }
     }

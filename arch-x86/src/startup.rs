@@ -45,10 +45,8 @@ impl Platform {
         };
         let mut tables = Tables::find(memory, root.map_err(told)?).map_err(told)?;
         let mut problems = core::mem::take(&mut tables.problems);
-        let madt = tables
-            .read(memory, Signature::MADT)
-            .and_then(|table| Madt::parse(&table, &mut problems))
-            .map_err(told)?;
+        let madt =
+            tables.read(memory, Signature::MADT).and_then(|table| Madt::parse(&table, &mut problems)).map_err(told)?;
         let fadt = tables.read(memory, Signature::FADT).and_then(|table| Fadt::parse(&table));
         let fadt = fadt.map_err(|problem| problems.add(problem)).ok();
         let mcfg = tables.read(memory, Signature::MCFG).map(|table| Mcfg::parse(&table, &mut problems));
@@ -143,7 +141,9 @@ fn init_local_apic() -> Result<(), String> {
     let page = if features.x2apic {
         core::ptr::null_mut()
     } else {
-        paging::map_mmio(local::base(), 4096).map_err(|why| format!("the local APIC cannot be mapped ({why:?})"))?.cast()
+        paging::map_mmio(local::base(), 4096)
+            .map_err(|why| format!("the local APIC cannot be mapped ({why:?})"))?
+            .cast()
     };
     local::init(features, page);
     log::info!(target: "apic", "local APIC {}: {}, {}", local::id(), if features.x2apic { "x2APIC" } else { "xAPIC" }, if features.tsc_deadline { "TSC deadline" } else { "counting timer" });
@@ -175,7 +175,8 @@ fn init_io_apics(platform: &Platform) -> Result<alloc::vec::Vec<FoundIoApic>, St
     let mut found = alloc::vec::Vec::new();
     for io_apic in &platform.madt.io_apics {
         let at = HostPhys(u64::from(io_apic.address));
-        let registers = paging::map_mmio(at, 4096).map_err(|why| format!("I/O APIC at {:#x}: cannot be mapped ({why:?})", at.0))?;
+        let registers =
+            paging::map_mmio(at, 4096).map_err(|why| format!("I/O APIC at {:#x}: cannot be mapped ({why:?})", at.0))?;
         // SAFETY: the registers were just mapped, for good.
         let (version, pins) = unsafe { io::add(registers.cast(), io_apic.id, io_apic.gsi_base) };
         log::info!(target: "apic", "I/O APIC {} at {:#x}: version {version:#x}, GSIs {}-{}", io_apic.id, at.0, io_apic.gsi_base, io_apic.gsi_base + pins - 1);

@@ -3,10 +3,10 @@
 use mm::addr::GuestPhys;
 
 use super::{Next, Running};
-use crate::exit::ControlAccess;
-use crate::guest_paging::TableMemory;
 use crate::context::GuestTables;
 use crate::cpu::registers::{cr0, cr4, efer};
+use crate::exit::ControlAccess;
+use crate::guest_paging::TableMemory;
 use crate::segment::SegmentRegister;
 
 /// A value that the guest may not load: #GP(0).
@@ -117,8 +117,7 @@ impl Running<'_> {
     fn load_pdptes(&mut self) -> Result<(), Bad> {
         let base = self.context.engine.cr3() & 0xffff_ffe0;
         let memory = self.system.memory;
-        let mut tables =
-            GuestTables { p2m: &self.domain.p2m, window: memory.window(), cache: &mut self.context.cache };
+        let mut tables = GuestTables { p2m: &self.domain.p2m, window: memory.window(), cache: &mut self.context.cache };
         let mut values = [0; 4];
         for (index, value) in values.iter_mut().enumerate() {
             *value = tables.read_u64(GuestPhys(base + index as u64 * 8)).ok_or(Bad)?;

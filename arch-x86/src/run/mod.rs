@@ -129,8 +129,7 @@ impl Loaded {
     fn run(&mut self, system: &'static System<X86>, cpu: &'static PerCpu) {
         let Some(vcpu) = self.resident.vcpu() else { return };
         let domain = &*self.resident.domain;
-        let mut running =
-            Running { system, cpu, resident: &self.resident, domain, vcpu, context: &mut self.context };
+        let mut running = Running { system, cpu, resident: &self.resident, domain, vcpu, context: &mut self.context };
         enter_state(system, vcpu, State::Running);
         running.enter_until_it_stops();
         if vcpu.is_runnable() {

@@ -1,7 +1,7 @@
 //! A vCPU under VMX: its VMCS, how it is set up, entered, and asked about.
 
-use mm::addr::Mfn;
 use mm::Memory;
+use mm::addr::Mfn;
 
 use super::caps::{Caps, EntryControls, Primary, Secondary};
 use super::entry::{self, Entered};

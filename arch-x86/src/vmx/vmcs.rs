@@ -115,7 +115,9 @@ pub fn write<T: FieldValue>(field: Field<T>, value: T) {
 enum Residency {
     Inactive,
     /// Active here (current or not), and whether it was launched since it was cleared.
-    Active { launched: bool },
+    Active {
+        launched: bool,
+    },
 }
 
 /// A VMCS region and its residency.
