@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// What a case does on one engine.
-pub type Run = Box<dyn Fn(&Context<'_>) -> Result<()> + Send + Sync>;
+pub type Action = Box<dyn Fn(&Context<'_>) -> Result<()> + Send + Sync>;
 
 /// A test. `run` gets everything by its [`Context`] and says in an error what went wrong.
 pub struct Case {
@@ -21,7 +21,7 @@ pub struct Case {
     /// Which kinds of engine it is for.
     pub engines: fn(&Engine) -> bool,
     pub prepare: Box<dyn Fn() -> Result<()> + Send + Sync>,
-    pub run: Run,
+    pub run: Action,
 }
 
 /// Where a case runs.
