@@ -62,7 +62,8 @@ fn no_setter_leaves_a_stale_part_behind() {
         set(&mut vmcb);
         assert!(cpu.agrees_with(&vmcb), "{name}");
     }
-    let others: [(&str, fn(&mut Vmcb)); 6] = [
+    type Setter = (&'static str, fn(&mut Vmcb));
+    let others: [Setter; 6] = [
         ("set_up", |vmcb| vmcb.set_up(HostPhys(0x1000), HostPhys(0x2000), HostPhys(0x3000))),
         ("set_intercept", |vmcb| vmcb.set_intercept(intercept::HLT, true)),
         ("set_waiting_interrupt", |vmcb| vmcb.set_waiting_interrupt(true)),
