@@ -67,15 +67,15 @@ const GUESTS: &[Guest] = &[
         ..guest("triple_fault", "a triple fault ends the guest alone")
     },
     Guest {
-        ends: Ends::Says(&["Hardware Dom0 halted", "Dom0 halted", "Dom0 powered off"]),
+        ends: Ends::Says(&["Hardware Dom0 halted", "(domain 0) powers off"]),
         ..guest("shutdown_poweroff", "SCHEDOP_shutdown: power off")
     },
     Guest {
-        ends: Ends::Says(&["rebooting machine", "Dom0 reboot"]),
+        ends: Ends::Says(&["rebooting machine", "(domain 0) reboots"]),
         ..guest("shutdown_reboot", "SCHEDOP_shutdown: reboot")
     },
     Guest {
-        ends: Ends::Says(&["Hardware Dom0 crashed", "Dom0 crashed"]),
+        ends: Ends::Says(&["Hardware Dom0 crashed", "(domain 0) has crashed"]),
         ..guest("shutdown_crash", "SCHEDOP_shutdown: crash")
     },
     guest("memory_ops", "memory map, reservations, pages placed and removed"),
