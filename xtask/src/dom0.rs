@@ -238,7 +238,7 @@ fn dependencies(image: &[u8]) -> Result<Vec<String>> {
             let before = list.split("post:").next().unwrap_or_default();
             names.extend(before.split_whitespace().map(|name| match name {
                 // An algorithm, not a module: this one is the module that always works.
-                "crc32c" => "crc32c_generic".to_string(),
+                "crc32c" | "crypto-crc32c" => "crc32c_generic".to_string(),
                 name => name.replace('-', "_"),
             }));
         }

@@ -81,7 +81,6 @@ fn main(t: &mut Tests) {
         if !is_allowed(number, arguments) || !is_harmless(number, arguments, scratch) {
             continue;
         }
-        say!("{number} {arguments:x?}");
         let result = call(number, arguments);
         made += 1;
         if result < 0 {

@@ -11,8 +11,6 @@ use xshell::{Shell, cmd};
 
 /// The releases, by the names of their tests.
 const RELEASES: [(&str, &str); 2] = [("13", "trixie"), ("12", "bookworm")];
-/// Modules for the first disk and its file system.
-const DISK_MODULES: &str = "ata_piix,ahci,sd_mod,ext4";
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -80,7 +78,7 @@ fn checks(context: &Context<'_>, suite: &str, cpus: u32) -> Result<()> {
 
 fn disk(context: &Context<'_>, suite: &str) -> Result<()> {
     let disk = make_disk(&context.logs)?;
-    let mut boot = boot(suite, "disk", DISK_MODULES)?;
+    let mut boot = boot(suite, "disk", context.engine.dom0_modules())?;
     boot.disk = Some(disk.clone());
     boot.reboots = true;
     boot.limit = 500;
