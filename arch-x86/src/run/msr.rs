@@ -136,7 +136,11 @@ impl Running<'_> {
         let mut page = [0xccu8; mm::PAGE_SIZE];
         for (number, stub) in page.chunks_exact_mut(32).enumerate() {
             let [a, b, c] = self.context.engine.hypercall_instruction();
-            let code = [0xb8, number as u8, 0, 0, 0, a, b, c, 0xc3];
+            let mut code = [0xb8, number as u8, 0, 0, 0, a, b, c, 0xc3];
+            if number as u64 == xen_abi::numbers::IRET {
+                // IRET is a paravirtual guest's, and needs a stack that CALL has not touched: UD2, as on Xen.
+                [code[0], code[1]] = [0x0f, 0x0b];
+            }
             if let Some(place) = stub.get_mut(..code.len()) {
                 place.copy_from_slice(&code);
             }
