@@ -1,6 +1,9 @@
 //! A machine that is none, for tests of what a hypercall does: domains with a little memory, linear addresses that are physical
 //! ones, and a TLB that drops nothing until it is flushed.
 
+mod audit;
+mod running;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,18 +12,18 @@ use std::vec::Vec;
 use mm::addr::{Gfn, GuestPhys, PAGE_SIZE};
 use mm::fake::{self, CachingTlb, Format};
 use mm::table::{MemoryType, PageKind};
-use mm::{Flush, Memory, P2m, P2mCache, SharedPage};
+use mm::{Flush, Memory, Mfn, P2m, P2mCache, SharedPage};
 use sched::Nanos;
-use xen_abi::compat::Compat;
 use xen_abi::errno::Errno;
 use xen_abi::memory::{E820_RAM, E820_RESERVED, E820Entry};
 use xen_abi::types::{DomainId, VcpuId};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+pub use audit::{all_frames, check_address_space, destroy};
+pub use running::Running;
 
 use crate::domain::{Domain, Parts, Privilege};
 use crate::event::EventChannels;
 use crate::grant::{GrantTable, Limits};
-use crate::hypercall::{Arguments, Caller, Outcome, dispatch};
 use crate::machine::{Access, ClockScale, DeviceRequest, Machine, PhysicalCpu, Width};
 use crate::system::System;
 use crate::vcpu::{Vcpu, hold};
@@ -131,7 +134,6 @@ impl Machine for Fake {
         _access: Access,
     ) -> Result<GuestPhys, Errno> {
         let physical = GuestPhys(linear);
-        // What a CPU would use, which may be stale: then the test finds what was not flushed.
         domain.machine.lock().unwrap().access(&domain.p2m, physical.gfn()).map(|_| physical).ok_or(Errno::EFAULT)
     }
 
@@ -256,13 +258,13 @@ pub fn add(system: &'static System<Fake>, wanted: Wanted) -> Arc<Domain<Fake>> {
     let memory: &'static Memory = system.memory;
     let p2m = P2m::new(Format::default(), memory, id).unwrap();
     if one_to_one {
-        memory.claim_range(mm::Mfn(RAM)..mm::Mfn(RAM + pages), id).unwrap();
+        memory.claim_range(Mfn(RAM)..Mfn(RAM + pages), id).unwrap();
     }
     for page in 0..pages {
-        let mfn = if one_to_one { mm::Mfn(RAM + page) } else { memory.allocate(0, None).unwrap().scrub().give_to(id) };
+        let mfn = if one_to_one { Mfn(RAM + page) } else { memory.allocate(0, None).unwrap().scrub().give_to(id) };
         assert!(p2m.map(Gfn(RAM + page), mfn, 1, PageKind::Ram, MemoryType::WriteBack).unwrap().is_none());
     }
-    assert!(p2m.map(Gfn(DEVICE), mm::Mfn(DEVICE), 1, PageKind::Mmio, MemoryType::Uncacheable).unwrap().is_none());
+    assert!(p2m.map(Gfn(DEVICE), Mfn(DEVICE), 1, PageKind::Mmio, MemoryType::Uncacheable).unwrap().is_none());
     let vcpus: Vec<_> = (0..wanted.vcpus).map(|vcpu| Vcpu::new(VcpuId(vcpu), ())).collect();
     for vcpu in &vcpus {
         vcpu.clear_hold(hold::OFFLINE);
@@ -287,90 +289,4 @@ pub fn add(system: &'static System<Fake>, wanted: Wanted) -> Arc<Domain<Fake>> {
     }));
     system.add(Arc::clone(&domain)).unwrap();
     domain
-}
-
-/// A running vCPU.
-pub struct Running {
-    pub system: &'static System<Fake>,
-    pub domain: Arc<Domain<Fake>>,
-    pub context: Context,
-    /// Which vCPU it is.
-    pub id: VcpuId,
-}
-
-impl Running {
-    pub fn new(system: &'static System<Fake>, domain: &Arc<Domain<Fake>>) -> Running {
-        Running { system, domain: Arc::clone(domain), context: Context::default(), id: VcpuId(0) }
-    }
-
-    pub fn vcpu(&self) -> &Vcpu<Fake> {
-        self.domain.vcpu(self.id).unwrap()
-    }
-
-    /// Makes a hypercall whose arguments are an operation and a structure, which is put at the end of page 0 and read back.
-    pub fn op<T: FromBytes + IntoBytes + Immutable>(&mut self, number: u64, operation: u32, argument: &mut T) -> i64 {
-        let at = page(1) - (size_of::<T>() as u64).next_multiple_of(8);
-        self.poke(at, argument);
-        let result = self.call(number, &[operation.into(), at]).0;
-        *argument = self.peek(at);
-        result
-    }
-
-    /// As [`op`](Self::op), with the structure as a 32-bit caller has it where the caller is one.
-    pub fn op_arg<T>(&mut self, number: u64, operation: u32, argument: &mut T) -> i64
-    where
-        T: Compat + FromBytes + IntoBytes + Immutable,
-    {
-        if self.context.width == Width::Bits64 {
-            return self.op(number, operation, argument);
-        }
-        let mut narrow = argument.narrow();
-        let result = self.op(number, operation, &mut narrow);
-        *argument = T::widen(narrow);
-        result
-    }
-
-    /// Makes a hypercall once.
-    pub fn call_once(&mut self, number: u64, arguments: Arguments) -> Outcome {
-        let vcpu = self.domain.vcpu(self.id).unwrap();
-        let width = self.context.width;
-        let mut caller = Caller { system: self.system, domain: &self.domain, vcpu, context: &mut self.context, width };
-        dispatch(&mut caller, number, arguments)
-    }
-
-    /// Makes a hypercall, and makes it again until it is done. What it returns, and how often it was interrupted.
-    pub fn call(&mut self, number: u64, arguments: &[u64]) -> (i64, usize) {
-        let mut registers = [0; 5];
-        registers[..arguments.len()].copy_from_slice(arguments);
-        for times in 0.. {
-            match self.call_once(number, registers) {
-                Outcome::Return(value) => return (value, times),
-                Outcome::Continue(next) => registers = next,
-            }
-        }
-        unreachable!()
-    }
-
-    /// Writes into the domain's memory, past everything else.
-    pub fn poke<T: IntoBytes + Immutable + ?Sized>(&self, at: u64, value: &T) {
-        for (index, byte) in value.as_bytes().iter().enumerate() {
-            let at = GuestPhys(at + index as u64);
-            let mfn = self.domain.p2m.lookup(at.gfn()).unwrap().mfn;
-            let host = mm::HostPhys(mfn.phys().0 + at.page_offset() as u64);
-            self.system.memory.window().copy_to(host, &[*byte]).unwrap();
-        }
-    }
-
-    pub fn peek<T: FromBytes + IntoBytes>(&self, at: u64) -> T {
-        let mut value = T::new_zeroed();
-        for (index, byte) in value.as_mut_bytes().iter_mut().enumerate() {
-            let at = GuestPhys(at + index as u64);
-            let mfn = self.domain.p2m.lookup(at.gfn()).unwrap().mfn;
-            let host = mm::HostPhys(mfn.phys().0 + at.page_offset() as u64);
-            let mut one = [0];
-            self.system.memory.window().copy_from(host, &mut one).unwrap();
-            *byte = one[0];
-        }
-        value
-    }
 }

@@ -121,6 +121,11 @@ impl CachingTlb {
         }
     }
 
+    /// A page whose translation it holds although the p2m says otherwise by now: somebody has not flushed.
+    pub fn stale<F: PageFormat>(&self, p2m: &P2m<F>) -> Option<Gfn> {
+        self.cached.iter().find(|(gfn, mapping)| p2m.lookup(**gfn) != Some(**mapping)).map(|(gfn, _)| *gfn)
+    }
+
     /// How often it was really flushed.
     pub fn flushes(&self) -> usize {
         self.flushes

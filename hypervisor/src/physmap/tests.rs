@@ -1,13 +1,9 @@
 //! What holds whatever a domain does with its address space, in any order.
 
-use std::collections::BTreeSet;
-
-use mm::FrameState;
 use proptest::prelude::*;
-use xen_abi::types::DomainId;
 
 use super::*;
-use crate::fake::{self, DEVICE, Fake, RAM, Wanted};
+use crate::fake::{self, DEVICE, RAM, Wanted};
 
 /// Gfns that steps are about: the domain's first pages, two stretches that 2 MiB fit into, a device, one that does not exist.
 fn gfn() -> impl Strategy<Value = u64> {
@@ -63,43 +59,10 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Frames that are neither free nor the host's, by what the frame table says.
-fn in_use(system: &System<Fake>) -> impl Iterator<Item = (Mfn, FrameState)> + '_ {
-    let states = (0..system.memory.max_frame().0).map(|mfn| (Mfn(mfn), system.memory.state(Mfn(mfn))));
-    states.filter(|(_, state)| !matches!(state.kind(), FrameKind::None | FrameKind::Free | FrameKind::Host))
-}
-
-/// Every frame that the domain owns is mapped once, it is charged for each, and no frame is lost.
-fn check(system: &System<Fake>, domain: &Domain<Fake>, total: u64) {
-    let mut seen = BTreeSet::new();
-    let _ = domain.p2m.visit(Gfn(0), u64::MAX, |extent| -> ControlFlow<()> {
-        for index in 0..extent.frames {
-            let mfn = Mfn(extent.mapping.mfn.0 + index);
-            let state = system.memory.state(mfn);
-            match extent.mapping.kind {
-                PageKind::Ram if state.kind() == FrameKind::Owned => {
-                    assert_eq!(state.owner(), domain.id);
-                    assert!(seen.insert(mfn), "{mfn} is mapped twice");
-                    assert!(!domain.one_to_one || mfn.0 == extent.gfn.0 + index);
-                }
-                PageKind::Ram => assert_eq!(state.kind(), FrameKind::Shared),
-                PageKind::Foreign => assert!(state.owner() != domain.id && state.count() > 0),
-                kind => assert_eq!(kind, PageKind::Mmio),
-            }
-        }
-        ControlFlow::Continue(())
-    });
-    let own = |state: FrameState| state.owner() == domain.id && state.kind() == FrameKind::Owned;
-    let owned: BTreeSet<Mfn> = in_use(system).filter(|(_, state)| own(*state)).map(|(mfn, _)| mfn).collect();
-    assert_eq!(owned, seen);
-    assert_eq!(domain.pages.load(Ordering::Relaxed), seen.len() as u64);
-    assert_eq!(system.memory.free_frames() + in_use(system).count() as u64, total);
-}
-
 fn run(one_to_one: bool, steps: &[Step]) {
     let system = fake::system(1536);
     let untouched = system.memory.free_frames();
-    let total = untouched + in_use(system).count() as u64;
+    let total = fake::all_frames(system);
     let domain = fake::add(system, Wanted { pages: 20, max_pages: 1300, one_to_one, ..Wanted::default() });
     let other = fake::add_domain(system, 5, 4);
     let mut held = Vec::new();
@@ -121,17 +84,12 @@ fn run(one_to_one: bool, steps: &[Step]) {
             Step::Hold { gfn } => held.extend(domain.p2m.reference(Gfn(gfn)).ok()),
             Step::LetGo => drop(held.pop()),
         }
-        check(system, &domain, total);
+        fake::check_address_space(system, &domain);
+        assert_eq!(fake::all_frames(system), total);
     }
-    assert!(!relinquish(system, &domain, 1) || domain.p2m.highest_mapped().is_none());
-    for domain in [&domain, &other] {
-        while !relinquish(system, domain, 64) {}
-    }
+    fake::destroy(system, domain);
     drop(held);
-    for (mfn, state) in in_use(system).filter(|(_, state)| state.kind() == FrameKind::Parked).collect::<Vec<_>>() {
-        system.memory.abandon(mfn, state.owner()).unwrap();
-    }
-    drop((system.remove(DomainId(0)), system.remove(DomainId(5)), domain, other));
+    fake::destroy(system, other);
     assert_eq!(system.memory.free_frames(), untouched, "nothing is left of the domains");
 }
 

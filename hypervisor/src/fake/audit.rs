@@ -1,0 +1,68 @@
+//! What must hold of memory whatever domains do, and their end.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use mm::addr::{Gfn, Mfn};
+use mm::table::PageKind;
+use mm::{FrameKind, FrameState};
+
+use super::Fake;
+use crate::domain::Domain;
+use crate::system::System;
+use crate::{event, grant, physmap};
+
+/// Frames that are neither free nor on their way, by what the frame table says.
+pub fn frames_in_use(system: &System<Fake>) -> impl Iterator<Item = (Mfn, FrameState)> + '_ {
+    let states = (0..system.memory.max_frame().0).map(|mfn| (Mfn(mfn), system.memory.state(Mfn(mfn))));
+    states.filter(|(_, state)| !matches!(state.kind(), FrameKind::None | FrameKind::Free | FrameKind::Host))
+}
+
+/// Frames that are free and those that are in use: always as many.
+pub fn all_frames(system: &System<Fake>) -> u64 {
+    system.memory.free_frames() + frames_in_use(system).count() as u64
+}
+
+/// Every frame that a domain owns is mapped by it once, it is charged for each, and what it sees of others is kept for it.
+pub fn check_address_space(system: &System<Fake>, domain: &Domain<Fake>) {
+    let mut seen = BTreeSet::new();
+    let _ = domain.p2m.visit(Gfn(0), u64::MAX, |extent| -> ControlFlow<()> {
+        for index in 0..extent.frames {
+            let mfn = Mfn(extent.mapping.mfn.0 + index);
+            let state = system.memory.state(mfn);
+            match extent.mapping.kind {
+                PageKind::Ram if state.kind() == FrameKind::Owned => {
+                    assert_eq!(state.owner(), domain.id);
+                    assert!(seen.insert(mfn), "{mfn} is mapped twice");
+                    assert!(!domain.one_to_one || mfn.0 == extent.gfn.0 + index);
+                }
+                PageKind::Ram => assert!(state.kind() == FrameKind::Shared && state.owner() == domain.id),
+                PageKind::Foreign => assert!(state.owner() != domain.id && state.count() > 0),
+                PageKind::GrantRw | PageKind::GrantRo => assert!(state.count() > 0),
+                kind => assert_eq!(kind, PageKind::Mmio),
+            }
+        }
+        ControlFlow::Continue(())
+    });
+    let own = |state: FrameState| state.owner() == domain.id && state.kind() == FrameKind::Owned;
+    let owned: BTreeSet<Mfn> = frames_in_use(system).filter(|(_, state)| own(*state)).map(|(mfn, _)| mfn).collect();
+    assert_eq!(owned, seen);
+    assert_eq!(domain.pages.load(Ordering::Relaxed), seen.len() as u64);
+}
+
+/// Takes a domain down as a toolstack does, while others live on.
+pub fn destroy(system: &System<Fake>, domain: Arc<Domain<Fake>>) {
+    system.remove(domain.id);
+    while !event::close_all(system, &domain, 64) {}
+    while !physmap::relinquish(system, &domain, 64) {}
+    let mut next = Some(0);
+    while let Some(from) = next {
+        next = grant::map::release_all(&domain.grants, from, 16);
+    }
+    let parked = |state: FrameState| state.owner() == domain.id && state.kind() == FrameKind::Parked;
+    for (mfn, _) in frames_in_use(system).filter(|(_, state)| parked(*state)).collect::<Vec<_>>() {
+        system.memory.abandon(mfn, domain.id).unwrap();
+    }
+}
