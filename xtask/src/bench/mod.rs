@@ -6,3 +6,4 @@ mod paths;
 
 pub use boot::command as boot;
 pub use paths::command as paths;
+pub use paths::none_above_xen;

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: the host tests, then Corten itself in the engines.
 
 mod case;
+mod costs;
 mod debian;
 mod guests;
 mod host;
@@ -63,6 +64,7 @@ pub fn command(args: &TestArgs) -> Result<ExitCode> {
 fn cases() -> Vec<Case> {
     let mut cases = guests::cases();
     cases.extend(refusals::cases());
+    cases.push(costs::case());
     cases.extend(debian::cases());
     cases
 }
