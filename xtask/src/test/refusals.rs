@@ -61,7 +61,7 @@ const REFUSALS: &[Refusal] = &[
         "refuses_compression",
         "an unknown payload",
         Kernel::UnknownCompression,
-        &["kernel payload", "not supported"],
+        &["kernel payload", "no known format"],
     ),
     refusal("refuses_no_pvh", "a kernel without the PVH note", Kernel::NotPvh, &["not a PVH kernel"]),
     refusal("refuses_text", "a file that is no kernel", Kernel::Text, &["kernel"]),
