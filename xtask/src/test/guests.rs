@@ -25,12 +25,12 @@ struct Guest {
     ends: Ends,
     /// Checks that real Xen does not pass, and on which engine.
     xen_differs: &'static [(&'static str, &'static str)],
-    /// Checks that an engine's emulated CPU does not pass, whoever runs on it.
-    cpu_differs: &'static [(&'static str, &'static str)],
+    /// Checks that an engine's emulated machine does not pass, whoever runs on it.
+    machine_differs: &'static [(&'static str, &'static str)],
 }
 
 const fn guest(name: &'static str, about: &'static str) -> Guest {
-    Guest { name, about, args: "", cpus: 1, limit: 60, ends: Ends::Done, xen_differs: &[], cpu_differs: &[] }
+    Guest { name, about, args: "", cpus: 1, limit: 60, ends: Ends::Done, xen_differs: &[], machine_differs: &[] }
 }
 
 const GUESTS: &[Guest] = &[
@@ -50,7 +50,7 @@ const GUESTS: &[Guest] = &[
     Guest {
         xen_differs: &[("qemu", "a reserved type in the PAT")],
         // TCG's WRMSR, which does not exit here, takes any address.
-        cpu_differs: &[
+        machine_differs: &[
             ("qemu", "a system call entry that is not canonical"),
             ("qemu", "a GS base that is not canonical"),
         ],
@@ -66,7 +66,7 @@ const GUESTS: &[Guest] = &[
     guest("apic_priority", "the task priority, by its register and by CR8"),
     Guest {
         // TCG ignores the high half of a value for CR0.
-        cpu_differs: &[("qemu", "a high bit of CR0")],
+        machine_differs: &[("qemu", "a high bit of CR0")],
         ..guest("exceptions", "exceptions, NMI, STI shadow, control registers")
     },
     Guest {
@@ -92,7 +92,11 @@ const GUESTS: &[Guest] = &[
     Guest { limit: 240, ..guest("malformed_hypercalls", "100,000 calls that make no sense") },
     Guest { cpus: 2, limit: 120, ..guest("apic_ipi", "INIT, SIPI and IPIs between two vCPUs") },
     guest("ports", "ports that pass, are emulated, or read as ones"),
-    guest("mmio_exits", "IO-APIC, local APIC page, holes"),
+    Guest {
+        // Holes below 4 GiB are the machine's own, and QEMU's bus answers zeroes.
+        machine_differs: &[("qemu", "a hole"), ("qemu", "ADD from a hole")],
+        ..guest("mmio_exits", "IO-APIC, local APIC page, holes")
+    },
 ];
 
 pub fn cases() -> Vec<Case> {
@@ -132,7 +136,7 @@ fn run(guest: &Guest, context: &Context<'_>) -> Result<()> {
     }
     let by_xen = guest.xen_differs.iter().filter(|_| context.on_xen());
     let differs: Vec<&str> = by_xen
-        .chain(guest.cpu_differs)
+        .chain(guest.machine_differs)
         .filter(|(engine, _)| context.engine.name().starts_with(engine))
         .map(|(_, check)| *check)
         .collect();
