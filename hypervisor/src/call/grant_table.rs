@@ -149,6 +149,10 @@ fn map_one<M: Machine>(
     op: &MapGrantRef,
 ) -> Result<(u32, u64), Refused> {
     let request = MapRequest::decode(op)?;
+    // Who grants is to be named, though it be the caller.
+    if op.dom == DomainId::SELF {
+        return Err(Refused::BadDomain);
+    }
     let granter = granters.find(caller, op.dom)?;
     let vcpu = caller.vcpu.id.0 as usize;
     let (handle, mfn) = map::map(party(caller.domain), vcpu, party(&granter), request)?;

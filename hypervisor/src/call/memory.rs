@@ -50,8 +50,11 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
     let command = Command::decode(arguments);
     let value = match command.operation {
         XENMEM_POPULATE_PHYSMAP | XENMEM_DECREASE_RESERVATION | XENMEM_INCREASE_RESERVATION => {
-            let reservation = caller.read_arg(caller.handle::<MemoryReservation>(argument))?;
-            return Ok(reserve(caller, &command, &reservation));
+            return Ok(match caller.read_arg(caller.handle::<MemoryReservation>(argument)) {
+                Ok(reservation) => reserve(caller, &command, &reservation),
+                // Not -EFAULT: as many extents as before are done.
+                Err(_) => Outcome::Return(command.start as i64),
+            });
         }
         XENMEM_ADD_TO_PHYSMAP => {
             let request = caller.read_arg(caller.handle::<AddToPhysmap>(argument))?;
@@ -73,7 +76,8 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
             let domain = caller.target(request.domid)?;
             match command.operation {
                 XENMEM_CURRENT_RESERVATION => domain.pages.load(Ordering::Relaxed),
-                XENMEM_MAXIMUM_RESERVATION => domain.max_pages.load(Ordering::Relaxed),
+                // Xen counts pages by 32 bits, and without a limit says so.
+                XENMEM_MAXIMUM_RESERVATION => domain.max_pages.load(Ordering::Relaxed).min(u32::MAX.into()),
                 XENMEM_MAXIMUM_GPFN => domain.p2m.highest_mapped().map_or(0, |gfn| gfn.0),
                 // No domain has virtual NUMA nodes.
                 _ => return Err(Errno::EOPNOTSUPP),

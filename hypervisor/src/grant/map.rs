@@ -31,6 +31,9 @@ impl MapRequest {
     pub fn decode(op: &MapGrantRef) -> Result<MapRequest, Refused> {
         // A translated domain's devices see its physical memory, so that device mappings come with the host mapping.
         const KNOWN: u32 = GNTMAP_HOST_MAP | GNTMAP_DEVICE_MAP | GNTMAP_READONLY;
+        if op.flags & (GNTMAP_HOST_MAP | GNTMAP_DEVICE_MAP) == 0 {
+            return Err(Refused::BadReference);
+        }
         if op.flags & GNTMAP_HOST_MAP == 0 || op.flags & !KNOWN != 0 {
             return Err(Refused::General);
         }

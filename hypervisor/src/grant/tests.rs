@@ -349,8 +349,11 @@ fn flags_that_only_make_sense_in_page_tables_are_refused() {
     let request = decode(GNTMAP_HOST_MAP | GNTMAP_READONLY).unwrap();
     assert_eq!((request.at, request.write), (Gfn(5), false));
     assert!(decode(GNTMAP_HOST_MAP | GNTMAP_DEVICE_MAP).unwrap().write);
-    for flags in [0, GNTMAP_READONLY, GNTMAP_HOST_MAP | GNTMAP_CONTAINS_PTE, GNTMAP_HOST_MAP | GNTMAP_APPLICATION_MAP] {
+    for flags in [GNTMAP_DEVICE_MAP, GNTMAP_HOST_MAP | GNTMAP_CONTAINS_PTE, GNTMAP_HOST_MAP | GNTMAP_APPLICATION_MAP] {
         assert_eq!(decode(flags), Err(Refused::General));
+    }
+    for flags in [0, GNTMAP_READONLY] {
+        assert_eq!(decode(flags), Err(Refused::BadReference));
     }
     let replace = UnmapAndReplace { new_addr: 0x1000, ..Default::default() };
     assert_eq!(UnmapRequest::decode_replace(&replace), Err(Refused::General));

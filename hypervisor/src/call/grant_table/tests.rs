@@ -72,6 +72,22 @@ fn each_element_of_a_batch_gets_a_status_of_its_own() {
 }
 
 #[test]
+fn who_grants_is_to_be_named_and_what_kind_of_mapping_it_is() {
+    let (front, mut back) = pair();
+    grant(&front, 8, 0);
+    let at = page(0);
+    let ops = [
+        MapGrantRef { dom: DomainId::SELF, ..map_op(8, HOLE) },
+        MapGrantRef { flags: 0, ..map_op(8, HOLE) },
+        MapGrantRef { flags: GNTMAP_DEVICE_MAP, ..map_op(8, HOLE) },
+    ];
+    back.poke(at, &ops);
+    assert_eq!(table_op(&mut back, GNTTABOP_MAP_GRANT_REF, at, 3), (0, 0));
+    let statuses = back.peek::<[MapGrantRef; 3]>(at).map(|op| op.status);
+    assert_eq!(statuses, [GNTST_BAD_DOMAIN, GNTST_BAD_GNTREF, GNTST_GENERAL_ERROR]);
+}
+
+#[test]
 fn many_mappings_end_with_few_flushes() {
     let (front, mut back) = pair();
     grant(&front, 8, 0);

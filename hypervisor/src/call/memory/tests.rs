@@ -165,6 +165,8 @@ fn a_domain_gets_no_more_than_it_may_have() {
     assert_eq!(populate(&mut guest, &[HOLE, HOLE + 1], 0), 1);
     let mut ask = MemoryDomain { domid: DomainId::SELF };
     assert_eq!(guest.op(MEMORY_OP, XENMEM_MAXIMUM_RESERVATION, &mut ask), 16);
+    guest.domain.max_pages.store(u64::MAX, Ordering::Relaxed);
+    assert_eq!(guest.op(MEMORY_OP, XENMEM_MAXIMUM_RESERVATION, &mut ask), u32::MAX.into());
     assert_eq!(guest.op(MEMORY_OP, XENMEM_MAXIMUM_GPFN, &mut ask), HOLE as i64);
 }
 
@@ -545,7 +547,11 @@ fn what_does_not_exist_is_not_implemented() {
     assert_eq!(dom0.op(MEMORY_OP, XENMEM_GET_VNUMAINFO, &mut ask), no(Errno::EOPNOTSUPP));
     assert_eq!(dom0.call(MEMORY_OP, &[XENMEM_MAXIMUM_RAM_PAGE.into()]).0, 4096);
     assert_eq!(dom0.call(MEMORY_OP, &[XENMEM_GET_SHARING_FREED_PAGES.into()]).0, 0);
-    for operation in [XENMEM_POPULATE_PHYSMAP, XENMEM_ADD_TO_PHYSMAP, XENMEM_MEMORY_MAP, XENMEM_CURRENT_RESERVATION] {
+    for operation in [XENMEM_ADD_TO_PHYSMAP, XENMEM_ADD_TO_PHYSMAP_BATCH, XENMEM_MEMORY_MAP, XENMEM_CURRENT_RESERVATION]
+    {
         assert_eq!(dom0.call(MEMORY_OP, &[operation.into(), 0xdead_0000]).0, no(Errno::EFAULT));
+    }
+    for operation in [XENMEM_POPULATE_PHYSMAP, XENMEM_DECREASE_RESERVATION] {
+        assert_eq!(dom0.call(MEMORY_OP, &[operation.into(), 0xdead_0000]).0, 0, "nothing was done");
     }
 }
