@@ -1,5 +1,6 @@
 //! Dom0 out of a kernel and its initrd: its share of the memory one to one, its virtual hardware, its first registers.
 
+use alloc::borrow::Cow;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -67,7 +68,7 @@ pub struct Wanted<'a> {
     pub vcpus: u32,
     /// The machine's memory map.
     pub map: Vec<Region>,
-    /// Where all modules lie: memory that is Dom0's or free once it is built.
+    /// Where all modules lie, and what else the boot loader left: memory that is Dom0's or free once it is built.
     pub modules: Vec<Range<u64>>,
     /// The page below 1 MiB on which other CPUs start.
     pub trampoline: Range<u64>,
@@ -133,7 +134,12 @@ pub fn build(
         log::info!(target: "dom0", "kernel: {os} {version}, entry {:#x}, {}", kernel.entry, if kernel.relocation.is_some() { "relocatable" } else { "fixed" });
     }
 
-    let mut share = choose(memory, &wanted)?;
+    // Memory that is free again before Dom0 runs.
+    let scratch = match &image {
+        Cow::Owned(image) => memory.block_of(image).map(|frames| frames.start.phys().0..frames.end.phys().0),
+        Cow::Borrowed(_) => None,
+    };
+    let mut share = choose(memory, &wanted, scratch.as_ref())?;
     log::info!(target: "dom0", "{} of memory, {} vCPU{}", Size(share.size), wanted.vcpus, if wanted.vcpus == 1 { "" } else { "s" });
     let files: Vec<&[u8]> = wanted.initrds.iter().map(|(_, bytes)| *bytes).collect();
     let arranged = initrd::arrange(&files).ok_or("no memory to arrange the initrd")?;
@@ -151,7 +157,7 @@ pub fn build(
             initrd_parts: &parts,
             start_info: start_info_size,
             acpi: acpi_size as u64,
-            busy: &[],
+            busy: scratch.as_slice(),
         })
         .map_err(|why| why.to_string())?;
 
@@ -172,6 +178,7 @@ pub fn build(
     report(&place);
 
     claim(memory, &wanted, &share)?;
+    memory.take_from_top(false);
     let start = VcpuStart::new(entry, place.start_info.start).map_err(|_| bad("the start info"))?;
     let domain = assemble(system, platform, ready, &wanted, share)?;
     let domain = Arc::new(domain);
@@ -197,8 +204,8 @@ fn report(place: &Placement) {
     }
 }
 
-/// Everything that Corten has taken is not Dom0's; everything else may be.
-fn choose(memory: &'static Memory, wanted: &Wanted<'_>) -> Result<Share, String> {
+/// Everything that Corten has taken is not Dom0's; everything else may be, also what it gives back before Dom0 runs: modules and `scratch`.
+fn choose(memory: &'static Memory, wanted: &Wanted<'_>, scratch: Option<&Range<u64>>) -> Result<Share, String> {
     let nothing_left = |_| String::from("no memory to plan Dom0");
     let mut kept = RangeSet::new();
     for region in wanted.map.iter().filter(|region| region.kind == RegionKind::Ram) {
@@ -209,7 +216,7 @@ fn choose(memory: &'static Memory, wanted: &Wanted<'_>) -> Result<Share, String>
     for range in free.iter() {
         kept.remove(range.start * PAGE..range.end * PAGE).map_err(nothing_left)?;
     }
-    for module in &wanted.modules {
+    for module in wanted.modules.iter().chain(scratch) {
         kept.remove(module.start & !(PAGE - 1)..module.end.next_multiple_of(PAGE)).map_err(nothing_left)?;
     }
     // Low memory is not Corten's to use: it is Dom0's but for the page on which CPUs start.

@@ -260,6 +260,7 @@ fn start_memory(info: &BootInfo) -> &'static Memory {
     };
     let ram: ArrayVec<_, MAX_REGIONS> = free.ranges().collect();
     let memory = MEMORY.call_once(|| Memory::new(window, table, &ram));
+    memory.take_from_top(true);
     HEAP.attach(memory);
     memory
 }

@@ -121,7 +121,8 @@ fn wanted(
         memory,
         vcpus: vcpus(options.dom0_max_vcpus),
         map: info.memory_map.iter().map(region).collect(),
-        modules: info.modules.iter().map(Module::range).collect(),
+        // The loader's own information has been read by now, and so has the root pointer in it.
+        modules: info.modules.iter().map(Module::range).chain([info.loader.clone()]).collect(),
         trampoline: TRAMPOLINE,
         hidden_ports: serial.iter().map(|serial| serial.port..=serial.port + (UART_PORTS - 1)).collect(),
         hidden_gsi,

@@ -43,11 +43,13 @@ impl Block {
 pub(crate) struct Buddy {
     heads: [[[u32; ORDERS]; 2]; 2],
     free: u64,
+    /// Take from the top of memory, whatever the search costs: for boot, while low memory is Dom0's to choose from.
+    pub from_top: bool,
 }
 
 impl Buddy {
     pub const fn new() -> Self {
-        Self { heads: [[[END; ORDERS]; 2]; 2], free: 0 }
+        Self { heads: [[[END; ORDERS]; 2]; 2], free: 0, from_top: false }
     }
 
     /// Frames in all free blocks.
@@ -145,17 +147,20 @@ impl Buddy {
             return None;
         }
         if let Some(block) = self.find(table, order, below) {
-            return Some(self.take_part(table, block, order));
+            return Some(self.take_part(table, block, order, below));
         }
         if self.free < frames(order) {
             return None;
         }
         self.merge_unlike(table, order);
         let block = self.find(table, order, below)?;
-        Some(self.take_part(table, block, order))
+        Some(self.take_part(table, block, order, below))
     }
 
     fn find(&self, table: FrameTable, order: u8, below: u64) -> Option<Block> {
+        if self.from_top {
+            return self.find_highest(table, order, below);
+        }
         for low in [false, true] {
             if !low && below <= LOW {
                 continue;
@@ -175,15 +180,32 @@ impl Buddy {
         None
     }
 
-    /// Takes the first `2^order` frames of a free block; the rest stays free.
-    fn take_part(&mut self, table: FrameTable, block: Block, order: u8) -> Block {
+    /// The highest free block that has `2^order` frames below `below`.
+    fn find_highest(&self, table: FrameTable, order: u8, below: u64) -> Option<Block> {
+        let mut highest = None;
+        self.each(table, |block| {
+            let fits = block.order >= order && block.head.0.wrapping_add(frames(order)) <= below;
+            if fits && highest.is_none_or(|other: Block| other.head < block.head) {
+                highest = Some(block);
+            }
+        });
+        highest
+    }
+
+    /// Takes `2^order` frames of a free block, all below `below`: the first, or the last that fit if that is the order of the day. The rest
+    /// stays free.
+    fn take_part(&mut self, table: FrameTable, mut block: Block, order: u8, below: u64) -> Block {
         self.unlink(table, block);
-        let mut size = block.order;
-        while size > order {
-            size = size.wrapping_sub(1);
-            self.push(table, Block { head: block.head.plus(frames(size)), order: size, clean: block.clean });
+        while block.order > order {
+            block.order = block.order.wrapping_sub(1);
+            let half = frames(block.order);
+            let mut rest = Block { head: block.head.plus(half), ..block };
+            if self.from_top && rest.head.0.wrapping_add(frames(order)) <= below {
+                core::mem::swap(&mut block, &mut rest);
+            }
+            self.push(table, rest);
         }
-        Block { order, ..block }
+        block
     }
 
     /// Takes a dirty block of at most `2^most` frames, the smallest first, to be scrubbed.
@@ -192,7 +214,7 @@ impl Buddy {
             .flat_map(|order| [(order, true), (order, false)])
             .find(|&(order, low)| self.head_of(low, false, order) != END)?;
         let head = Mfn(u64::from(self.head_of(low, false, order)));
-        Some(self.take_part(table, Block { head, order, clean: false }, order.min(most)))
+        Some(self.take_part(table, Block { head, order, clean: false }, order.min(most), u64::MAX))
     }
 
     /// Lets clean blocks below `order` whose neighbour is dirty merge with it, as dirty.
@@ -316,9 +338,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn frames_are_conserved_never_overlap_and_merge(steps in prop::collection::vec(step(), 1..80)) {
+        fn frames_are_conserved_never_overlap_and_merge(steps in prop::collection::vec(step(), 1..80), from_top: bool) {
             let table = table();
-            let mut buddy = Buddy::new();
+            let mut buddy = Buddy { from_top, ..Buddy::new() };
             buddy.add(table, 3..FRAMES - 5, false);
             let mut taken: Vec<Range<u64>> = Vec::new();
             let mut model: Vec<bool> = (0..FRAMES).map(|mfn| (3..FRAMES - 5).contains(&mfn)).collect();
@@ -380,6 +402,20 @@ mod tests {
             buddy.insert(table, *piece);
         }
         assert_eq!(buddy.take(table, 10, u64::MAX).map(|block| block.head), Some(Mfn(0)));
+    }
+
+    #[test]
+    fn from_the_top_the_highest_frames_that_fit_are_taken() {
+        let table = table();
+        let mut buddy = Buddy { from_top: true, ..Buddy::new() };
+        buddy.add(table, 3..FRAMES - 5, false);
+        let mut take = |order, below| buddy.take(table, order, below).map(|block| block.head.0);
+        assert_eq!(take(0, u64::MAX), Some(FRAMES - 6));
+        assert_eq!(take(4, u64::MAX), Some(FRAMES - 32));
+        assert_eq!(take(0, u64::MAX), Some(FRAMES - 7));
+        assert_eq!(take(2, 100), Some(96));
+        assert_eq!(take(2, 99), Some(92));
+        assert_eq!(take(0, 3), None);
     }
 
     #[test]

@@ -131,6 +131,19 @@ impl Memory {
         Ok(())
     }
 
+    /// From now on frames are taken from the top of memory, or in the quickest way. The first is for boot, where each frame that is taken low
+    /// is one that Dom0's kernel cannot have.
+    pub fn take_from_top(&self, from_top: bool) {
+        self.buddy.lock().from_top = from_top;
+    }
+
+    /// The frames of the block of the heap's in which a value of at least 64 KiB lies.
+    pub fn block_of<T>(&self, value: &[T]) -> Option<Range<Mfn>> {
+        let head = self.window.mfn_of(value.as_ptr().cast_mut().cast())?;
+        let state = self.table.state(head);
+        (state.kind() == FrameKind::Host).then(|| head..head.plus(1u64.wrapping_shl(state.order().into())))
+    }
+
     /// Takes `2^order` free frames, aligned to their number, all below the address `below` if one is given.
     pub fn allocate(&'static self, order: u8, below: Option<HostPhys>) -> Result<Frames<Dirty>, OutOfMemory> {
         let below = below.map_or(u64::MAX, |limit| limit.mfn().0);

@@ -91,15 +91,27 @@ impl Context<'_> {
         };
         let mut running = self.engine.start(&machine)?;
         let limit = Duration::from_secs(boot.limit * super::PATIENCE);
-        let run = console::watch(&mut running, &logs.join("console.log"), limit, &boot.until, &mut |_| {})?;
+        // Nothing comes after these.
+        let until: Vec<String> = boot.until.into_iter().chain(LAST_WORDS.map(str::to_string)).collect();
+        let run = console::watch(&mut running, &logs.join("console.log"), limit, &until, &mut |_| {})?;
         drop(running);
         let _ = std::fs::remove_file(iso);
         Ok(run)
     }
 }
 
+/// What Corten says last before it stops.
+const LAST_WORDS: [&str; 3] =
+    ["(corten) halted (noreboot)", "(corten) rebooting in a few seconds", "Corten cannot go on; halted"];
+
 /// What Corten prints when it is itself at fault: no run may show one.
-const HOST_FAULTS: [&str; 4] = ["panicked at", "Corten panic", "host fault", "VM entry failed"];
+const HOST_FAULTS: [&str; 5] = [
+    "(corten) panic:",
+    "(corten) fatal exception",
+    "(corten) another crash",
+    "the CPU refuses to enter the guest",
+    "is released once too often",
+];
 
 /// Fails where the hypervisor broke.
 pub fn host_is_well(run: &Run) -> Result<()> {

@@ -99,8 +99,6 @@ fn run(refusal: &Refusal, context: &Context<'_>) -> Result<()> {
             modules,
             cpu: refusal.cpu.map(str::to_string),
             limit: 40,
-            // Corten stops and says so; a guest that must not run would power off.
-            until: vec!["Corten cannot go on".to_string()],
             ..Boot::default()
         },
     )?;
