@@ -12,6 +12,8 @@ struct Fixup {
     landing: u64,
 }
 
+const _: () = assert!(size_of::<Fixup>() == 16);
+
 /// Where to go on after a fault at `instruction`, if the fault was provided for.
 pub(crate) fn landing(instruction: u64) -> Option<u64> {
     table().iter().find(|fixup| fixup.instruction == instruction).map(|fixup| fixup.landing)

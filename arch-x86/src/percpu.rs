@@ -48,6 +48,9 @@ pub struct PerCpu {
     reschedule: AtomicBool,
 }
 
+// `this` reads the first word behind GS.
+const _: () = assert!(core::mem::offset_of!(PerCpu, itself) == 0);
+
 // SAFETY: everything that changes is atomic or locked; `itself` only names the value.
 unsafe impl Send for PerCpu {}
 // SAFETY: as above.

@@ -34,6 +34,8 @@ const EARLY_SIZE: usize = 64 << 10;
 #[repr(C, align(4096))]
 struct Early(UnsafeCell<[u8; EARLY_SIZE]>);
 
+const _: () = assert!(size_of::<Early>() == EARLY_SIZE);
+
 // SAFETY: only a heap that has set EARLY_TAKEN touches it, and there is one such at most.
 unsafe impl Sync for Early {}
 

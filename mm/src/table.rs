@@ -82,7 +82,7 @@ impl PageKind {
     }
 }
 
-/// How the CPU caches a page. The numbers are those of the PAT and the EPT (SDM Vol. 3, 12.12 and 30.3.7).
+/// How the CPU caches a page. The numbers are those of the PAT (SDM Vol. 3, 12.12).
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MemoryType {

@@ -77,6 +77,7 @@ const _: () = assert!(size_of::<Frame>() == 22 * 8);
 
 #[repr(C, align(16))]
 struct Idt([[u64; 2]; 256]);
+const _: () = assert!(size_of::<Idt>() == 4096);
 
 static mut IDT: Idt = Idt([[0; 2]; 256]);
 static COUNTS: [AtomicU32; 256] = [const { AtomicU32::new(0) }; 256];

@@ -13,6 +13,7 @@ pub const PAGE_SIZE: u64 = 4096;
 
 #[repr(C, align(4096))]
 struct Pool([u8; 64 * 4096]);
+const _: () = assert!(size_of::<Pool>() == 64 * 4096);
 static mut POOL: Pool = Pool([0; 64 * 4096]);
 static USED: AtomicU64 = AtomicU64::new(0);
 static SHARED_INFO: AtomicU64 = AtomicU64::new(0);

@@ -24,6 +24,9 @@ pub struct CpuTables {
     task: TaskStateSegment,
 }
 
+// The descriptors come first, in one cache line with the beginning of the task state segment.
+const _: () = assert!(core::mem::offset_of!(CpuTables, gdt) == 0 && core::mem::offset_of!(CpuTables, task) == 5 * 8);
+
 impl CpuTables {
     pub const fn new() -> Self {
         Self { gdt: [0; 5], task: TaskStateSegment::new() }

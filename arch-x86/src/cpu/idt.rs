@@ -45,6 +45,8 @@ const _: () = assert!(size_of::<TrapFrame>() == 22 * 8);
 #[repr(C, align(16))]
 struct Gate([AtomicU64; 2]);
 
+const _: () = assert!(size_of::<Gate>() == 16);
+
 static IDT: [Gate; 256] = [const { Gate([AtomicU64::new(0), AtomicU64::new(0)]) }; 256];
 
 /// Bytes from one stub to the next.

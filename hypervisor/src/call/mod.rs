@@ -4,7 +4,7 @@
 pub mod console;
 pub mod event_channel;
 #[cfg(test)]
-mod fuzz;
+mod fuzz_tests;
 pub mod grant_table;
 pub mod hvm;
 pub mod memory;
