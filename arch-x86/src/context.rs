@@ -1,8 +1,7 @@
 //! A vCPU's registers and private devices: what belongs to the CPU that runs it, moved from one to the next with it.
 
-use mm::P2mCache;
 use mm::addr::GuestPhys;
-use mm::{P2m, Window};
+use mm::{Cached, P2mCache};
 
 use crate::engine::{Engine, Nested};
 use crate::event::{Pending, Raised, exception};
@@ -73,32 +72,26 @@ impl Context {
 }
 
 /// The guest's page tables as its walk reads them: guest-physical, through its p2m.
-pub struct GuestTables<'a> {
-    pub p2m: &'a P2m<Nested>,
-    pub window: &'a Window,
-    pub cache: &'a mut P2mCache,
-}
+pub struct GuestTables<'a>(pub Cached<'a, Nested>);
 
 impl TableMemory for GuestTables<'_> {
     #[inline]
     fn read_u64(&mut self, at: GuestPhys) -> Option<u64> {
-        let mapping = self.cache.lookup(self.p2m, at.gfn())?;
-        mapping.kind.is_memory().then_some(())?;
-        self.window.read_u64(mm::addr::HostPhys(mapping.mfn.phys().0 | at.page_offset() as u64)).ok()
+        let page = self.0.lookup(at.gfn())?;
+        self.0.window().read_u64(page.at(at.page_offset() & !7)).ok()
     }
 
     fn read_u32(&mut self, at: GuestPhys) -> Option<u32> {
-        let word = self.read_u64(GuestPhys(at.0 & !7))?;
+        let word = self.read_u64(at)?;
         Some(if at.0 & 4 != 0 { (word >> 32) as u32 } else { word as u32 })
     }
 
     fn set_bits(&mut self, at: GuestPhys, bits: u32) {
-        let Some(mapping) = self.cache.lookup(self.p2m, at.gfn()) else { return };
-        if mapping.kind.writable() {
-            let place = mm::addr::HostPhys(mapping.mfn.phys().0 | at.page_offset() as u64);
-            if let Ok(word) = self.window.atomic_u32(place) {
-                word.fetch_or(bits, core::sync::atomic::Ordering::Relaxed);
-            }
+        let page = self.0.lookup(at.gfn()).filter(|page| page.writable());
+        if let Some(page) = page
+            && let Ok(word) = self.0.window().atomic_u32(page.at(at.page_offset()))
+        {
+            word.fetch_or(bits, core::sync::atomic::Ordering::Relaxed);
         }
     }
 }

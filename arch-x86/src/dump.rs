@@ -43,12 +43,11 @@ pub fn vcpu(domain: &Domain<X86>, context: &mut Context) {
 /// Copies guest code from a linear address on; the bytes that are there, at most `into`'s length.
 pub fn fetch(domain: &Domain<X86>, context: &mut Context, linear: u64, into: &mut [u8]) -> usize {
     let paging = context.engine.paging();
-    let memory = domain.p2m.memory();
     let mut done = 0;
     while done < into.len() {
         let at = linear.wrapping_add(done as u64);
         let count = (mm::PAGE_SIZE - at as usize % mm::PAGE_SIZE).min(into.len() - done);
-        let mut tables = GuestTables { p2m: &domain.p2m, window: memory.window(), cache: &mut context.cache };
+        let mut tables = GuestTables(context.cache.of(&domain.p2m));
         let purpose = Purpose { fetch: true, ..Purpose::default() };
         let Ok(GuestPhys(physical)) = guest_paging::translate(&paging, at, purpose, &mut tables) else { break };
         let guest = mm::GuestMemory::new(&domain.p2m);

@@ -119,7 +119,10 @@ impl Engine {
 
     #[inline]
     pub fn paging(&self) -> Paging {
-        Paging { cr0: self.cr0(), cr3: self.cr3(), cr4: self.cr4(), efer: self.efer() }
+        match self {
+            Engine::Vmx(vcpu) => Paging { cr0: vcpu.cr0(), cr3: vcpu.cr3(), cr4: vcpu.cr4(), efer: vcpu.efer() },
+            Engine::Svm(vcpu) => Paging { cr0: vcpu.cr0(), cr3: vcpu.cr3(), cr4: vcpu.cr4(), efer: vcpu.efer() },
+        }
     }
 
     /// The instruction that makes a hypercall on this engine, for the hypercall page.

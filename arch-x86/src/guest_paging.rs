@@ -60,6 +60,7 @@ mod fault {
     pub const FETCH: u32 = 16;
 }
 
+#[cold]
 fn refused(purpose: Purpose, protection: bool) -> NoTranslation {
     let mut error = 0;
     if protection {
@@ -77,8 +78,8 @@ fn refused(purpose: Purpose, protection: bool) -> NoTranslation {
     NoTranslation { error }
 }
 
-/// Translates `linear`.
-#[inline]
+/// Translates `linear`. Inlined where it is called, so that what the purpose asks for is known in the walk.
+#[inline(always)]
 pub fn translate(
     paging: &Paging,
     linear: u64,
@@ -100,7 +101,7 @@ pub fn translate(
 }
 
 /// Four or five levels of 64-bit entries.
-#[inline]
+#[inline(always)]
 fn long(
     paging: &Paging,
     linear: u64,
@@ -115,6 +116,8 @@ fn long(
     descend(paging, linear, purpose, paging.cr3 & ADDRESS, levels, memory)
 }
 
+#[cold]
+#[inline(never)]
 fn pae(
     paging: &Paging,
     linear: u64,
@@ -130,7 +133,7 @@ fn pae(
 }
 
 /// Walks `levels` tables of 512 entries of 64 bits.
-#[inline]
+#[inline(always)]
 fn descend(
     paging: &Paging,
     linear: u64,
@@ -166,6 +169,8 @@ fn descend(
 }
 
 /// Two levels of 32-bit entries; 4 MiB pages with PSE, PSE-36 included.
+#[cold]
+#[inline(never)]
 fn legacy(
     paging: &Paging,
     linear: u64,
@@ -194,7 +199,7 @@ fn legacy(
     Ok(GuestPhys((entry & 0xffff_f000) | (linear & 0xfff)))
 }
 
-#[inline]
+#[inline(always)]
 fn permit(paging: &Paging, purpose: Purpose, rights: u64, no_execute: u64) -> Result<(), NoTranslation> {
     let write_refused = purpose.write && rights & WRITABLE == 0 && (purpose.user || paging.cr0 & CR0_WP != 0);
     let user_refused = purpose.user && rights & USER == 0;
@@ -203,7 +208,7 @@ fn permit(paging: &Paging, purpose: Purpose, rights: u64, no_execute: u64) -> Re
 }
 
 /// As the CPU does: the guest's memory management reads these bits.
-#[inline]
+#[inline(always)]
 fn mark(entry: u64, at: GuestPhys, dirty: bool, memory: &mut impl TableMemory) {
     let wanted = if dirty { ACCESSED | DIRTY } else { ACCESSED };
     if entry & wanted != wanted {

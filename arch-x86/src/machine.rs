@@ -197,6 +197,19 @@ pub fn rouse(vcpu: &Vcpu<X86>) {
     }
 }
 
+/// A walk for each purpose, shared by all hypercalls.
+#[inline(never)]
+fn translate_for<const WRITE: bool>(
+    domain: &Domain<X86>,
+    context: &mut Context,
+    linear: u64,
+) -> Result<GuestPhys, Errno> {
+    let paging = context.engine.paging();
+    let mut tables = GuestTables(context.cache.of(&domain.p2m));
+    let purpose = Purpose { write: WRITE, ..Purpose::default() };
+    guest_paging::translate(&paging, linear, purpose, &mut tables).map_err(|_| Errno::EFAULT)
+}
+
 impl Machine for X86 {
     type Format = Nested;
     type DomainState = X86Domain;
@@ -234,11 +247,10 @@ impl Machine for X86 {
         linear: u64,
         access: Access,
     ) -> Result<GuestPhys, Errno> {
-        let paging = context.engine.paging();
-        let window = domain.p2m.memory().window();
-        let mut tables = GuestTables { p2m: &domain.p2m, window, cache: &mut context.cache };
-        let purpose = Purpose { write: access == Access::Write, ..Purpose::default() };
-        guest_paging::translate(&paging, linear, purpose, &mut tables).map_err(|_| Errno::EFAULT)
+        match access {
+            Access::Read => translate_for::<false>(domain, context, linear),
+            Access::Write => translate_for::<true>(domain, context, linear),
+        }
     }
 
     #[inline]

@@ -2,9 +2,8 @@
 
 use alloc::sync::Arc;
 
-use mm::SharedPage;
 use mm::addr::{Gfn, GuestPhys};
-use mm::guest::CachedGuestMemory;
+use mm::{Cached, SharedPage};
 use xen_abi::compat::Compat;
 use xen_abi::errno::Errno;
 use xen_abi::handle::GuestHandle;
@@ -58,50 +57,70 @@ impl From<Result<Outcome, Errno>> for Outcome {
     }
 }
 
-/// Bytes of one argument structure at most; bigger things go in pieces.
-const FRAME: u64 = mm::PAGE_SIZE as u64;
+/// The page behind that of `linear`, from which `len` bytes more are to be there. EFAULT if they reach beyond the end of linear memory.
+fn next_page(linear: u64, len: usize) -> Result<u64, Errno> {
+    let next = linear.checked_add(left_in_page(linear)).ok_or(Errno::EFAULT)?;
+    next.checked_add((len as u64).saturating_sub(1)).map(|_| next).ok_or(Errno::EFAULT)
+}
+
+/// Bytes from `linear` to the end of its page.
+#[inline]
+const fn left_in_page(linear: u64) -> u64 {
+    const PAGE: u64 = mm::PAGE_SIZE as u64;
+    PAGE.wrapping_sub(linear & PAGE.wrapping_sub(1))
+}
 
 impl<M: Machine> Caller<'_, M> {
-    /// Goes through `len` bytes of the guest's linear memory in pieces that each lie within one frame.
+    /// The caller's memory behind `len` bytes of its linear memory that lie within one page.
     #[inline]
-    fn pieces(
-        &mut self,
-        linear: u64,
-        len: usize,
-        access: Access,
-        mut piece: impl FnMut(
-            &mut CachedGuestMemory<'_, M::Format>,
-            GuestPhys,
-            core::ops::Range<usize>,
-        ) -> Result<(), Errno>,
-    ) -> Result<(), Errno> {
-        let mut done = 0usize;
-        while done < len {
-            let at = linear.checked_add(done as u64).ok_or(Errno::EFAULT)?;
-            let room = FRAME.wrapping_sub(at % FRAME) as usize;
-            let count = room.min(len.wrapping_sub(done));
-            let physical = self.system.machine.translate(self.domain, self.context, at, access)?;
-            let cache = self.system.machine.p2m_cache(self.context);
-            piece(&mut CachedGuestMemory::new(&self.domain.p2m, cache), physical, done..done.wrapping_add(count))?;
-            done = done.wrapping_add(count);
-        }
-        Ok(())
+    fn within_page(&mut self, linear: u64, access: Access) -> Result<(Cached<'_, M::Format>, GuestPhys), Errno> {
+        let physical = self.system.machine.translate(self.domain, self.context, linear, access)?;
+        let cache = self.system.machine.p2m_cache(self.context);
+        Ok((cache.of(&self.domain.p2m), physical))
     }
 
     /// Copies bytes in from the caller's memory. EFAULT where it cannot be read.
     #[inline]
     pub fn read_bytes(&mut self, linear: u64, into: &mut [u8]) -> Result<(), Errno> {
-        self.pieces(linear, into.len(), Access::Read, |memory, physical, range| {
-            memory.copy_from(physical, into.get_mut(range).ok_or(Errno::EFAULT)?)
-        })
+        if into.len() as u64 > left_in_page(linear) {
+            return self.read_pages(linear, into);
+        }
+        let (mut memory, physical) = self.within_page(linear, Access::Read)?;
+        memory.copy_from(physical, into)
     }
 
     /// Copies bytes out to the caller's memory. EFAULT where it cannot be written.
     #[inline]
     pub fn write_bytes(&mut self, linear: u64, from: &[u8]) -> Result<(), Errno> {
-        self.pieces(linear, from.len(), Access::Write, |memory, physical, range| {
-            memory.copy_to(physical, from.get(range).ok_or(Errno::EFAULT)?)
-        })
+        if from.len() as u64 > left_in_page(linear) {
+            return self.write_pages(linear, from);
+        }
+        let (mut memory, physical) = self.within_page(linear, Access::Write)?;
+        memory.copy_to(physical, from)
+    }
+
+    #[cold]
+    fn read_pages(&mut self, linear: u64, into: &mut [u8]) -> Result<(), Errno> {
+        let (first, rest) = into.split_at_mut_checked(left_in_page(linear) as usize).ok_or(Errno::EFAULT)?;
+        self.read_bytes(linear, first)?;
+        let mut linear = next_page(linear, rest.len())?;
+        for page in rest.chunks_mut(mm::PAGE_SIZE) {
+            self.read_bytes(linear, page)?;
+            linear = linear.wrapping_add(page.len() as u64);
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn write_pages(&mut self, linear: u64, from: &[u8]) -> Result<(), Errno> {
+        let (first, rest) = from.split_at_checked(left_in_page(linear) as usize).ok_or(Errno::EFAULT)?;
+        self.write_bytes(linear, first)?;
+        let mut linear = next_page(linear, rest.len())?;
+        for page in rest.chunks(mm::PAGE_SIZE) {
+            self.write_bytes(linear, page)?;
+            linear = linear.wrapping_add(page.len() as u64);
+        }
+        Ok(())
     }
 
     /// One structure from the caller's memory.

@@ -17,6 +17,17 @@ fn to_alignment(at: *const u8, len: usize) -> usize {
     (at.addr().wrapping_neg() & 7).min(len)
 }
 
+/// The width at which `len` bytes are copied if they are aligned to it.
+#[inline]
+const fn grain(len: usize) -> usize {
+    match len {
+        0 | 1 => 1,
+        2 | 3 => 2,
+        4..8 => 4,
+        _ => 8,
+    }
+}
+
 /// Copies `to.len()` bytes out of volatile memory.
 ///
 /// # Safety
@@ -24,25 +35,56 @@ fn to_alignment(at: *const u8, len: usize) -> usize {
 #[inline]
 pub unsafe fn read(from: *const u8, to: &mut [u8]) {
     // SAFETY: as the caller promises; `to` is exclusively ours, so they do not overlap. Offsets keep to `to`'s length, and
-    // eight bytes at a time are read from the first address aligned to that.
+    // words are read where they are aligned.
     unsafe {
         if to.len() > SHORT {
             return string_copy(from, to.as_mut_ptr(), to.len());
         }
-        let mut at = from.cast_mut();
-        let Some((head, rest)) = to.split_at_mut_checked(to_alignment(at, to.len())) else { return };
-        if !head.is_empty() {
-            read_narrow(at, head);
-            at = at.add(head.len());
+        // Where the length is known when this is compiled, as that of a structure is, what is left is a load a word.
+        match from.addr() & grain(to.len()).wrapping_sub(1) {
+            0 => read_aligned(from.cast_mut(), to),
+            _ => read_unaligned(from.cast_mut(), to),
         }
-        let (words, tail) = rest.as_chunks_mut::<8>();
+    }
+}
+
+/// As [`read`], from where the first word is aligned.
+///
+/// # Safety
+/// As for [`read`].
+#[inline(always)]
+unsafe fn read_aligned(mut at: *mut u8, to: &mut [u8]) {
+    // SAFETY: as for `read`.
+    unsafe {
+        let (words, mut rest) = to.as_chunks_mut::<8>();
         for word in words {
             *word = AtomicU64::from_ptr(at.cast()).load(Ordering::Relaxed).to_ne_bytes();
             at = at.add(8);
         }
-        if !tail.is_empty() {
-            read_narrow(at, tail);
+        if rest.len() >= 4
+            && let Some((word, tail)) = mem::take(&mut rest).split_first_chunk_mut::<4>()
+        {
+            *word = AtomicU32::from_ptr(at.cast()).load(Ordering::Relaxed).to_ne_bytes();
+            (at, rest) = (at.add(4), tail);
         }
+        if !rest.is_empty() {
+            read_narrow(at, rest);
+        }
+    }
+}
+
+/// As [`read`], from any address.
+///
+/// # Safety
+/// As for [`read`].
+#[inline(never)]
+unsafe fn read_unaligned(at: *mut u8, to: &mut [u8]) {
+    // SAFETY: as for `read`.
+    unsafe {
+        let Some((head, rest)) = to.split_at_mut_checked(to_alignment(at, to.len())) else { return };
+        let aligned = at.add(head.len());
+        read_narrow(at, head);
+        read_aligned(aligned, rest);
     }
 }
 
@@ -80,25 +122,52 @@ unsafe fn read_narrow(mut at: *mut u8, to: &mut [u8]) {
 #[inline]
 pub unsafe fn write(to: *mut u8, from: &[u8]) {
     // SAFETY: as the caller promises; nothing that `from` borrows overlaps memory without references. Offsets keep to
-    // `from`'s length, and eight bytes at a time are written from the first address aligned to that.
+    // `from`'s length, and words are written where they are aligned.
     unsafe {
         if from.len() > SHORT {
             return string_copy(from.as_ptr(), to, from.len());
         }
-        let mut at = to;
-        let Some((head, rest)) = from.split_at_checked(to_alignment(at, from.len())) else { return };
-        if !head.is_empty() {
-            write_narrow(at, head);
-            at = at.add(head.len());
+        match to.addr() & grain(from.len()).wrapping_sub(1) {
+            0 => write_aligned(to, from),
+            _ => write_unaligned(to, from),
         }
-        let (words, tail) = rest.as_chunks::<8>();
+    }
+}
+
+/// As [`write`], to where the first word is aligned.
+///
+/// # Safety
+/// As for [`write`].
+#[inline(always)]
+unsafe fn write_aligned(mut at: *mut u8, from: &[u8]) {
+    // SAFETY: as for `write`.
+    unsafe {
+        let (words, mut rest) = from.as_chunks::<8>();
         for word in words {
             AtomicU64::from_ptr(at.cast()).store(u64::from_ne_bytes(*word), Ordering::Relaxed);
             at = at.add(8);
         }
-        if !tail.is_empty() {
-            write_narrow(at, tail);
+        if let Some((word, tail)) = rest.split_first_chunk::<4>() {
+            AtomicU32::from_ptr(at.cast()).store(u32::from_ne_bytes(*word), Ordering::Relaxed);
+            (at, rest) = (at.add(4), tail);
         }
+        if !rest.is_empty() {
+            write_narrow(at, rest);
+        }
+    }
+}
+
+/// As [`write`], to any address.
+///
+/// # Safety
+/// As for [`write`].
+#[inline(never)]
+unsafe fn write_unaligned(at: *mut u8, from: &[u8]) {
+    // SAFETY: as for `write`.
+    unsafe {
+        let Some((head, rest)) = from.split_at_checked(to_alignment(at, from.len())) else { return };
+        write_narrow(at, head);
+        write_aligned(at.add(head.len()), rest);
     }
 }
 

@@ -8,11 +8,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use xen_abi::errno::Errno;
 
-use crate::addr::{Gfn, GuestPhys, HostPhys, PAGE_SIZE};
+use crate::addr::{GuestPhys, HostPhys, PAGE_SIZE};
 use crate::memory::Memory;
-use crate::p2m::{P2m, P2mCache};
+use crate::p2m::{Cached, P2m};
 use crate::table::{Mapping, PageFormat};
-use crate::window::Window;
 
 /// Where `at` is in the machine's memory, if there is memory and it may be used so.
 #[inline]
@@ -29,38 +28,6 @@ fn place(mapping: Option<Mapping>, at: GuestPhys, write: bool) -> Result<HostPhy
 #[inline]
 fn piece(at: GuestPhys, len: usize) -> usize {
     PAGE_SIZE.wrapping_sub(at.page_offset()).min(len)
-}
-
-#[inline]
-fn copy_from(
-    window: &Window,
-    mut lookup: impl FnMut(Gfn) -> Option<Mapping>,
-    mut at: GuestPhys,
-    mut to: &mut [u8],
-) -> Result<(), Errno> {
-    while let Some((chunk, rest)) = to.split_at_mut_checked(piece(at, to.len())).filter(|(chunk, _)| !chunk.is_empty())
-    {
-        window.copy_from(place(lookup(at.gfn()), at, false)?, chunk)?;
-        at = at.plus(chunk.len() as u64);
-        to = rest;
-    }
-    Ok(())
-}
-
-#[inline]
-fn copy_to(
-    window: &Window,
-    mut lookup: impl FnMut(Gfn) -> Option<Mapping>,
-    mut at: GuestPhys,
-    mut from: &[u8],
-) -> Result<(), Errno> {
-    while let Some((chunk, rest)) = from.split_at_checked(piece(at, from.len())).filter(|(chunk, _)| !chunk.is_empty())
-    {
-        window.copy_to(place(lookup(at.gfn()), at, true)?, chunk)?;
-        at = at.plus(chunk.len() as u64);
-        from = rest;
-    }
-    Ok(())
 }
 
 /// A domain's memory, by guest-physical addresses.
@@ -83,27 +50,34 @@ impl<'a, F: PageFormat> GuestMemory<'a, F> {
         Self { p2m, memory: p2m.memory() }
     }
 
-    #[inline]
-    fn lookup(&self) -> impl Fn(Gfn) -> Option<Mapping> + '_ {
-        |gfn| self.p2m.lookup(gfn)
-    }
-
     /// Copies out of the guest.
     ///
     /// # Errors
     /// EFAULT where there is no memory; what lies before has been copied.
-    #[inline]
-    pub fn copy_from(&self, at: GuestPhys, to: &mut [u8]) -> Result<(), Errno> {
-        copy_from(self.memory.window(), self.lookup(), at, to)
+    pub fn copy_from(&self, mut at: GuestPhys, mut to: &mut [u8]) -> Result<(), Errno> {
+        while let Some((chunk, rest)) =
+            to.split_at_mut_checked(piece(at, to.len())).filter(|(chunk, _)| !chunk.is_empty())
+        {
+            self.memory.window().copy_from(place(self.p2m.lookup(at.gfn()), at, false)?, chunk)?;
+            at = at.plus(chunk.len() as u64);
+            to = rest;
+        }
+        Ok(())
     }
 
     /// Copies into the guest.
     ///
     /// # Errors
     /// EFAULT where there is no memory or the guest itself may not write; what lies before has been copied.
-    #[inline]
-    pub fn copy_to(&self, at: GuestPhys, from: &[u8]) -> Result<(), Errno> {
-        copy_to(self.memory.window(), self.lookup(), at, from)
+    pub fn copy_to(&self, mut at: GuestPhys, mut from: &[u8]) -> Result<(), Errno> {
+        while let Some((chunk, rest)) =
+            from.split_at_checked(piece(at, from.len())).filter(|(chunk, _)| !chunk.is_empty())
+        {
+            self.memory.window().copy_to(place(self.p2m.lookup(at.gfn()), at, true)?, chunk)?;
+            at = at.plus(chunk.len() as u64);
+            from = rest;
+        }
+        Ok(())
     }
 
     /// Fills a range with zeroes.
@@ -149,43 +123,35 @@ impl<'a, F: PageFormat> GuestMemory<'a, F> {
     }
 }
 
-/// As [`GuestMemory`], with a vCPU's cache of translations. For the vCPU that runs on this CPU.
-#[derive(Debug)]
-pub struct CachedGuestMemory<'a, F: PageFormat> {
-    p2m: &'a P2m<F>,
-    cache: &'a mut P2mCache,
-}
-
-impl<'a, F: PageFormat> CachedGuestMemory<'a, F> {
-    pub fn new(p2m: &'a P2m<F>, cache: &'a mut P2mCache) -> Self {
-        Self { p2m, cache }
-    }
-
-    /// As [`GuestMemory::copy_from`].
+/// As [`GuestMemory`], with a vCPU's cache of translations, and a frame at a time. For the vCPU that runs on this CPU.
+impl<F: PageFormat> Cached<'_, F> {
+    /// Copies out of one frame of the guest's.
+    ///
+    /// # Errors
+    /// EFAULT where there is no memory, or beyond the end of the frame.
     #[inline]
     pub fn copy_from(&mut self, at: GuestPhys, to: &mut [u8]) -> Result<(), Errno> {
-        copy_from(self.p2m.memory().window(), |gfn| self.cache.lookup(self.p2m, gfn), at, to)
+        let place = self.place(at, to.len(), false)?;
+        Ok(self.window().copy_from(place, to)?)
     }
 
-    /// As [`GuestMemory::copy_to`].
+    /// Copies into one frame of the guest's.
+    ///
+    /// # Errors
+    /// As [`copy_from`](Self::copy_from), and where the guest itself may not write.
     #[inline]
     pub fn copy_to(&mut self, at: GuestPhys, from: &[u8]) -> Result<(), Errno> {
-        copy_to(self.p2m.memory().window(), |gfn| self.cache.lookup(self.p2m, gfn), at, from)
+        let place = self.place(at, from.len(), true)?;
+        Ok(self.window().copy_to(place, from)?)
     }
 
-    /// As [`GuestMemory::load_u64`].
     #[inline]
-    pub fn load_u64(&mut self, at: GuestPhys) -> Result<u64, Errno> {
-        let found = self.cache.lookup(self.p2m, at.gfn());
-        Ok(self.p2m.memory().window().read_u64(place(found, at, false)?)?)
-    }
-
-    /// As [`GuestMemory::compare_exchange_u64`].
-    #[inline]
-    pub fn compare_exchange_u64(&mut self, at: GuestPhys, current: u64, new: u64) -> Result<bool, Errno> {
-        let found = self.cache.lookup(self.p2m, at.gfn());
-        let word = self.p2m.memory().window().atomic_u64(place(found, at, true)?)?;
-        Ok(word.compare_exchange(current, new, Ordering::AcqRel, Ordering::Relaxed).is_ok())
+    fn place(&mut self, at: GuestPhys, len: usize, write: bool) -> Result<HostPhys, Errno> {
+        if len > PAGE_SIZE.wrapping_sub(at.page_offset()) {
+            return Err(Errno::EFAULT);
+        }
+        let found = self.lookup(at.gfn()).filter(|page| !write || page.writable());
+        found.map(|page| page.at(at.page_offset())).ok_or(Errno::EFAULT)
     }
 }
 
@@ -194,8 +160,9 @@ mod tests {
     use xen_abi::types::DomainId;
 
     use super::*;
-    use crate::addr::{Mfn, PageSize};
+    use crate::addr::{Gfn, Mfn, PageSize};
     use crate::fake;
+    use crate::p2m::P2mCache;
     use crate::table::{MemoryType, PageKind};
 
     const OWNER: DomainId = DomainId(1);
@@ -224,10 +191,12 @@ mod tests {
         guest.copy_from(at, &mut back).unwrap();
         assert_eq!(back, bytes);
         let mut cache = P2mCache::new();
-        let mut cached = CachedGuestMemory::new(&p2m, &mut cache);
-        back.fill(0);
-        cached.copy_from(at, &mut back).unwrap();
-        assert_eq!(back, bytes);
+        let mut cached = cache.of(&p2m);
+        let mut piece = [0; 4096 - 123];
+        cached.copy_from(at, &mut piece).unwrap();
+        assert_eq!(piece, bytes[..4096 - 123]);
+        assert_eq!(cached.copy_from(at, &mut back), Err(Errno::EFAULT), "more than a frame");
+        assert_eq!(cached.copy_to(at, &bytes[..4096 - 122]), Err(Errno::EFAULT), "more than a frame");
         let first = p2m.lookup(Gfn(16)).unwrap().mfn;
         let mut direct = [0; 4];
         p2m.memory().window().copy_from(HostPhys(first.phys().0 + 123), &mut direct).unwrap();
@@ -251,6 +220,7 @@ mod tests {
         let at = GuestPhys(0x14_000);
         assert_eq!(guest.copy_to(at, &[1]), Err(Errno::EFAULT));
         assert_eq!(guest.zero(at, 4096), Err(Errno::EFAULT));
+        assert_eq!(P2mCache::new().of(&p2m).copy_to(at, &[1]), Err(Errno::EFAULT));
         assert_eq!(guest.compare_exchange_u64(at, 0, 1), Err(Errno::EFAULT));
         assert_eq!(guest.load_u64(at), Ok(0));
     }

@@ -10,7 +10,7 @@ mod single;
 mod unmap;
 mod visit;
 
-pub use cache::P2mCache;
+pub use cache::{Cached, P2mCache};
 pub use flush::Flush;
 pub use visit::Extent;
 

@@ -116,8 +116,7 @@ impl Running<'_> {
     /// PAE paging keeps its four top entries in registers (SDM Vol. 3, 4.4.1).
     fn load_pdptes(&mut self) -> Result<(), Bad> {
         let base = self.context.engine.cr3() & 0xffff_ffe0;
-        let memory = self.system.memory;
-        let mut tables = GuestTables { p2m: &self.domain.p2m, window: memory.window(), cache: &mut self.context.cache };
+        let mut tables = GuestTables(self.context.cache.of(&self.domain.p2m));
         let mut values = [0; 4];
         for (index, value) in values.iter_mut().enumerate() {
             *value = tables.read_u64(GuestPhys(base + index as u64 * 8)).ok_or(Bad)?;

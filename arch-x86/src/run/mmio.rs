@@ -145,8 +145,7 @@ impl Running<'_> {
     fn linear(&mut self, linear: u64, write: bool) -> Result<GuestPhys, Faulted> {
         let paging = self.context.engine.paging();
         let user = self.context.engine.privilege() == 3;
-        let window = self.domain.p2m.memory().window();
-        let mut tables = GuestTables { p2m: &self.domain.p2m, window, cache: &mut self.context.cache };
+        let mut tables = GuestTables(self.context.cache.of(&self.domain.p2m));
         let purpose = Purpose { write, user, fetch: false };
         guest_paging::translate(&paging, linear, purpose, &mut tables).map_err(|refused| {
             self.context.engine.set_cr2(linear);

@@ -1,27 +1,66 @@
 //! A few recent translations, for walking a guest's page tables in software: each of those steps looks a gfn up.
 
-use super::{P2m, Region};
-use crate::addr::{Gfn, Mfn};
-use crate::table::{Mapping, PageFormat};
+use core::num::NonZeroU64;
 
-const SLOTS: usize = 8;
+use super::{P2m, Region};
+use crate::addr::{Gfn, HostPhys, Mfn};
+use crate::table::{Mapping, PageFormat};
+use crate::window::Window;
+
+/// Slots for single pages: the tables and arguments of a few hypercalls.
+const PAGES: usize = 32;
+/// Slots for 2 MiB of guest memory, which are looked at when a page has no slot.
+const REGIONS: usize = 8;
+
+/// A page of memory that the domain may read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CachedPage(NonZeroU64);
+
+impl CachedPage {
+    const PRESENT: u64 = 1;
+    const WRITABLE: u64 = 2;
+    const FRAME: u64 = 0x000f_ffff_ffff_f000;
+
+    fn new(mapping: Mapping) -> Option<Self> {
+        let writable = if mapping.kind.writable() { Self::WRITABLE } else { 0 };
+        let page = NonZeroU64::new(mapping.mfn.phys().0 & Self::FRAME | writable | Self::PRESENT)?;
+        mapping.kind.is_memory().then_some(Self(page))
+    }
+
+    /// Where the byte at `offset` of the page is in the machine's memory.
+    #[inline]
+    pub const fn at(self, offset: usize) -> HostPhys {
+        HostPhys(self.0.get() & Self::FRAME | offset as u64)
+    }
+
+    /// The domain may write it as well.
+    #[inline]
+    pub const fn writable(self) -> bool {
+        self.0.get() & Self::WRITABLE != 0
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct PageSlot {
+    gfn: u64,
+    page: Option<CachedPage>,
+}
 
 #[derive(Clone, Copy, Debug)]
 #[repr(align(32))]
-struct Slot {
+struct RegionSlot {
     /// `gfn >> 9`; the maximum for none.
     region: u64,
     what: Region,
 }
 
-const NOTHING: Slot = Slot { region: u64::MAX, what: Region::Table(Mfn(0)) };
-
-/// A vCPU's cache of the lookups in its domain's p2m: direct-mapped, an entry for 2 MiB of guest memory, all dropped when
-/// the p2m's generation changes. It is a copy of what a TLB could hold: as stale as that, and no longer.
+/// A vCPU's cache of the lookups in its domain's p2m: direct-mapped, all dropped when the p2m's generation changes. It is a copy of what
+/// a TLB could hold: as stale as that, and no longer. Only memory is cached.
 #[derive(Clone, Debug)]
 pub struct P2mCache {
     generation: u64,
-    slots: [Slot; SLOTS],
+    pages: [PageSlot; PAGES],
+    regions: [RegionSlot; REGIONS],
 }
 
 impl Default for P2mCache {
@@ -33,39 +72,65 @@ impl Default for P2mCache {
 impl P2mCache {
     /// An empty cache. It must only ever be used with one p2m.
     pub const fn new() -> Self {
-        Self { generation: 0, slots: [NOTHING; SLOTS] }
+        let nothing = RegionSlot { region: u64::MAX, what: Region::Table(Mfn(0)) };
+        Self { generation: 0, pages: [PageSlot { gfn: u64::MAX, page: None }; PAGES], regions: [nothing; REGIONS] }
     }
 
-    /// As [`P2m::lookup`].
+    /// Looks at the p2m's generation, and is up to date then.
     #[inline]
-    pub fn lookup<F: PageFormat>(&mut self, p2m: &P2m<F>, gfn: Gfn) -> Option<Mapping> {
-        let region = gfn.0 >> 9;
-        match self.slots.get(region as usize & (SLOTS - 1)) {
-            Some(slot) if slot.region == region && p2m.generation() == self.generation => found(p2m, slot.what, gfn),
-            _ => self.miss(p2m, gfn),
+    pub fn of<'a, F: PageFormat>(&'a mut self, p2m: &'a P2m<F>) -> Cached<'a, F> {
+        let generation = p2m.generation();
+        if generation != self.generation {
+            self.start_anew(generation);
         }
+        Cached { p2m, cache: self }
     }
 
     #[cold]
     #[inline(never)]
-    fn miss<F: PageFormat>(&mut self, p2m: &P2m<F>, gfn: Gfn) -> Option<Mapping> {
-        // The generation is read first: a change during the walk makes the entry stale at once.
-        let generation = p2m.generation();
-        if generation != self.generation {
-            *self = Self { generation, ..Self::new() };
-        }
-        let what = p2m.lookup_region(gfn)?;
-        let region = gfn.0 >> 9;
-        *self.slots.get_mut(region as usize & (SLOTS - 1))? = Slot { region, what };
-        found(p2m, what, gfn)
+    fn start_anew(&mut self, generation: u64) {
+        *self = Self { generation, ..Self::new() };
     }
 }
 
-#[inline]
-fn found<F: PageFormat>(p2m: &P2m<F>, what: Region, gfn: Gfn) -> Option<Mapping> {
-    match what {
-        Region::Whole(mapping) => Some(Mapping { mfn: mapping.mfn.plus(gfn.0 & 511), ..mapping }),
-        Region::Table(table) => p2m.lookup_in(table, gfn),
+/// A p2m by way of a cache that was up to date a moment ago. To be held no longer than what was looked up: for a step of an exit's handling.
+#[derive(Debug)]
+pub struct Cached<'a, F: PageFormat> {
+    p2m: &'a P2m<F>,
+    cache: &'a mut P2mCache,
+}
+
+impl<F: PageFormat> Cached<'_, F> {
+    #[inline]
+    pub fn window(&self) -> &'static Window {
+        self.p2m.memory().window()
+    }
+
+    /// The memory behind `gfn`, if there is any.
+    #[inline]
+    pub fn lookup(&mut self, gfn: Gfn) -> Option<CachedPage> {
+        match self.cache.pages.get(gfn.0 as usize % PAGES) {
+            Some(slot) if slot.gfn == gfn.0 => slot.page,
+            _ => self.miss(gfn),
+        }
+    }
+
+    /// What is found now may be newer than the generation; it is dropped with it all the same.
+    #[cold]
+    #[inline(never)]
+    fn miss(&mut self, gfn: Gfn) -> Option<CachedPage> {
+        let region = gfn.0 >> 9;
+        let slot = self.cache.regions.get_mut(region as usize % REGIONS)?;
+        if slot.region != region {
+            *slot = RegionSlot { region, what: self.p2m.lookup_region(gfn)? };
+        }
+        let mapping = match slot.what {
+            Region::Whole(mapping) => Mapping { mfn: mapping.mfn.plus(gfn.0 & 511), ..mapping },
+            Region::Table(table) => self.p2m.lookup_in(table, gfn)?,
+        };
+        let page = CachedPage::new(mapping)?;
+        *self.cache.pages.get_mut(gfn.0 as usize % PAGES)? = PageSlot { gfn: gfn.0, page: Some(page) };
+        Some(page)
     }
 }
 
@@ -87,7 +152,8 @@ mod tests {
         let mut check = |p2m: &P2m<fake::Format>| {
             for _ in 0..2 {
                 for gfn in (0..12 * 512).step_by(37).chain(1 << 18..(1 << 18) + 3) {
-                    assert_eq!(cache.lookup(p2m, Gfn(gfn)), p2m.lookup(Gfn(gfn)), "gfn {gfn:#x}");
+                    let found = p2m.lookup(Gfn(gfn)).and_then(CachedPage::new);
+                    assert_eq!(cache.of(p2m).lookup(Gfn(gfn)), found, "gfn {gfn:#x}");
                 }
             }
         };
@@ -115,9 +181,9 @@ mod tests {
         let mut cache = P2mCache::new();
         for mfn in [512, 1024, 7, 2048] {
             let _ = p2m.map(Gfn(512), Mfn(mfn), 512, PageKind::Ram, MemoryType::WriteBack).unwrap().spend();
-            assert_eq!(cache.lookup(&p2m, Gfn(600)).map(|found| found.mfn), Some(Mfn(mfn + 88)));
+            assert_eq!(cache.of(&p2m).lookup(Gfn(600)).map(|page| page.at(5)), Some(HostPhys((mfn + 88) << 12 | 5)));
         }
         let _ = p2m.unmap(Gfn(512), 512).unwrap().spend();
-        assert_eq!(cache.lookup(&p2m, Gfn(600)), None);
+        assert_eq!(cache.of(&p2m).lookup(Gfn(600)), None);
     }
 }
