@@ -77,8 +77,8 @@ impl Pending {
         self.event = Some(event);
     }
 
-    /// Raises an exception in the guest. An external interrupt, NMI or software interrupt that was on its way is given up for it, except that its own cause
-    /// recurs: a software event's instruction is executed again; an external interrupt must be put back by the caller ([`Pending::displaced`]).
+    /// Raises an exception in the guest. An event that was on its way is given up for it, as the CPU does when the delivery of one meets a fault:
+    /// a software event's instruction is executed again, an external interrupt stays in service.
     pub fn raise(&mut self, vector: u8, error: Option<u32>) -> Raised {
         if let Some(Event::Exception { vector: first, .. }) = self.event {
             let page_fault = exception::PAGE_FAULT;
@@ -94,11 +94,6 @@ impl Pending {
         }
         self.event = Some(Event::Exception { vector, error });
         Raised::Pending
-    }
-
-    /// The external interrupt or NMI that [`Pending::raise`] is about to displace.
-    pub fn displaced(&self) -> Option<Event> {
-        self.event.filter(|event| matches!(event, Event::Interrupt(_) | Event::Nmi))
     }
 }
 
@@ -130,9 +125,11 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupt_that_a_fault_displaces_is_not_forgotten() {
+    fn a_fault_in_the_delivery_of_an_interrupt_comes_in_its_place() {
         let mut pending = Pending::default();
         pending.redeliver(Event::Interrupt(0x51));
-        assert_eq!(pending.displaced(), Some(Event::Interrupt(0x51)));
+        assert_eq!(pending.raise(exception::PAGE_FAULT, Some(2)), Raised::Pending);
+        assert_eq!(pending.take(), Some(Event::Exception { vector: exception::PAGE_FAULT, error: Some(2) }));
+        assert!(pending.is_empty());
     }
 }

@@ -108,12 +108,34 @@ fn long(
     purpose: Purpose,
     memory: &mut impl TableMemory,
 ) -> Result<GuestPhys, NoTranslation> {
-    let levels: u32 = if paging.cr4 & CR4_LA57 != 0 { 5 } else { 4 };
-    let unused = 64 - (12 + 9 * levels);
-    if ((linear as i64) << unused >> unused) as u64 != linear {
+    let root = paging.cr3 & ADDRESS;
+    if paging.cr4 & CR4_LA57 != 0 {
+        return five_levels(paging, linear, purpose, memory);
+    }
+    if !is_canonical(linear, 48) {
         return Err(refused(purpose, false));
     }
-    descend(paging, linear, purpose, paging.cr3 & ADDRESS, levels, memory)
+    descend(paging, linear, purpose, root, 4, memory)
+}
+
+#[cold]
+#[inline(never)]
+fn five_levels(
+    paging: &Paging,
+    linear: u64,
+    purpose: Purpose,
+    memory: &mut impl TableMemory,
+) -> Result<GuestPhys, NoTranslation> {
+    if !is_canonical(linear, 57) {
+        return Err(refused(purpose, false));
+    }
+    descend(paging, linear, purpose, paging.cr3 & ADDRESS, 5, memory)
+}
+
+#[inline]
+const fn is_canonical(linear: u64, bits: u32) -> bool {
+    let unused = 64 - bits;
+    ((linear as i64) << unused >> unused) as u64 == linear
 }
 
 #[cold]

@@ -146,7 +146,7 @@ fn init_local_apic() -> Result<(), String> {
             .cast()
     };
     local::init(features, page);
-    log::info!(target: "apic", "local APIC {}: {}, {}", local::id(), if features.x2apic { "x2APIC" } else { "xAPIC" }, if features.tsc_deadline { "TSC deadline" } else { "counting timer" });
+    log::info!(target: "apic", "local APIC {}: {}", local::id(), if features.x2apic { "x2APIC" } else { "xAPIC" });
     Ok(())
 }
 
@@ -166,6 +166,8 @@ fn set_clock(origin: u64) -> Result<(), String> {
     .filter(|khz| *khz > 0)
     .ok_or("the TSC cannot be calibrated: no PIT counts on this machine")?;
     local::set_rate(counts, ticks);
+    let deadline = local::try_deadline();
+    log::info!(target: "apic", "timer: {}", if deadline { "TSC deadline" } else { "counting" });
     machine::set_clock(Clock::new(origin, khz));
     log::info!(target: "time", "TSC at {}.{:03} MHz", khz / 1000, khz % 1000);
     Ok(())

@@ -126,8 +126,14 @@ impl<M: Machine> Caller<'_, M> {
     /// One structure from the caller's memory.
     #[inline]
     pub fn read<T: FromBytes + IntoBytes>(&mut self, from: GuestHandle<T>) -> Result<T, Errno> {
-        let mut value = T::new_zeroed();
-        self.read_bytes(from.address(), value.as_mut_bytes())?;
+        let (mut value, linear) = (T::new_zeroed(), from.address());
+        // Here the copy is made for the size of the structure.
+        if size_of::<T>() as u64 <= left_in_page(linear) {
+            let (mut memory, physical) = self.within_page(linear, Access::Read)?;
+            memory.copy_from(physical, value.as_mut_bytes())?;
+        } else {
+            self.read_pages(linear, value.as_mut_bytes())?;
+        }
         Ok(value)
     }
 

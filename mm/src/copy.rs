@@ -32,7 +32,7 @@ const fn grain(len: usize) -> usize {
 ///
 /// # Safety
 /// `from` must be mapped and readable for that many bytes, and no Rust reference to them may exist but to atomics.
-#[inline]
+#[inline(always)]
 pub unsafe fn read(from: *const u8, to: &mut [u8]) {
     // SAFETY: as the caller promises; `to` is exclusively ours, so they do not overlap. Offsets keep to `to`'s length, and
     // words are read where they are aligned.

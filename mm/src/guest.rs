@@ -129,7 +129,7 @@ impl<F: PageFormat> Cached<'_, F> {
     ///
     /// # Errors
     /// EFAULT where there is no memory, or beyond the end of the frame.
-    #[inline]
+    #[inline(always)]
     pub fn copy_from(&mut self, at: GuestPhys, to: &mut [u8]) -> Result<(), Errno> {
         let place = self.place(at, to.len(), false)?;
         Ok(self.window().copy_from(place, to)?)
@@ -145,7 +145,7 @@ impl<F: PageFormat> Cached<'_, F> {
         Ok(self.window().copy_to(place, from)?)
     }
 
-    #[inline]
+    #[inline(always)]
     fn place(&mut self, at: GuestPhys, len: usize, write: bool) -> Result<HostPhys, Errno> {
         if len > PAGE_SIZE.wrapping_sub(at.page_offset()) {
             return Err(Errno::EFAULT);

@@ -125,7 +125,7 @@ impl Window {
 
     /// Copies from physical memory. What others change meanwhile may arrive mixed, but aligned words of up to eight bytes
     /// within 64 bytes arrive whole.
-    #[inline]
+    #[inline(always)]
     pub fn copy_from(&self, from: HostPhys, to: &mut [u8]) -> Result<(), BadAddress> {
         let pointer = self.pointer(from, to.len() as u64)?;
         // SAFETY: in bounds, mapped; without references by the module's rule.

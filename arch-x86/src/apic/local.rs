@@ -16,6 +16,8 @@ mod register {
     pub const ID: u32 = 0x02;
     pub const TASK_PRIORITY: u32 = 0x08;
     pub const EOI: u32 = 0x0b;
+    /// The first of eight registers with a bit a vector.
+    pub const REQUESTED: u32 = 0x20;
     pub const SPURIOUS: u32 = 0x0f;
     pub const ICR: u32 = 0x30;
     pub const ICR_HIGH: u32 = 0x31;
@@ -129,6 +131,42 @@ pub fn set_rate(counts: u32, ticks: u64) {
     set_timer_mode();
     let rate = (u64::from(counts) << 32) / ticks.max(1);
     COUNTS_A_TICK.store(u32::try_from(rate).unwrap_or(u32::MAX).max(1), Ordering::Relaxed);
+}
+
+/// Tries the TSC deadline out, with interrupts off, and does without it if it is not kept: some machines compare it with another counter than
+/// the TSC once there has been a reset, and would interrupt without end. Whether the deadline is used.
+pub fn try_deadline() -> bool {
+    /// Far enough not to come while it is looked at, near enough to be believed.
+    const FAR: u64 = 1 << 32;
+    const LOOK: u64 = 1 << 14;
+    const PATIENCE: u64 = 1 << 24;
+    if !DEADLINE.load(Ordering::Relaxed) {
+        return false;
+    }
+    let now = crate::time::rdtsc();
+    set_timer(Some(now + FAR));
+    let early = comes_before(now + LOOK);
+    set_timer(Some(crate::time::rdtsc() + LOOK));
+    let kept = !early && comes_before(now + PATIENCE);
+    set_timer(None);
+    if !kept {
+        DEADLINE.store(false, Ordering::Relaxed);
+        set_timer_mode();
+    }
+    kept
+}
+
+/// Whether the timer's interrupt is requested before the TSC reaches `end`.
+fn comes_before(end: u64) -> bool {
+    let vector = u32::from(vectors::TIMER);
+    loop {
+        if read(register::REQUESTED + vector / 32) & 1 << (vector % 32) != 0 {
+            return true;
+        }
+        if crate::time::rdtsc() >= end {
+            return false;
+        }
+    }
 }
 
 /// Has the timer interrupt when the TSC reaches `deadline`; never if `None`.

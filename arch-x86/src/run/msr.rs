@@ -132,6 +132,8 @@ impl Running<'_> {
     }
 
     /// Fills a guest page with the stubs of Xen's `hypercall_page`: 32 bytes each, number in eax, VMCALL or VMMCALL, return.
+    #[cold]
+    #[inline(never)]
     fn write_hypercall_page(&mut self, at: Gfn) -> Result<(), GeneralProtection> {
         let mut page = [0xccu8; mm::PAGE_SIZE];
         for (number, stub) in page.chunks_exact_mut(32).enumerate() {

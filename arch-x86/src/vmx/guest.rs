@@ -176,7 +176,9 @@ impl VmxVcpu {
     /// Enters the guest and says why it came back. A pending event is injected.
     #[inline]
     pub fn run(&mut self, regs: &mut GuestRegs, pending: &mut Pending) -> Exit {
-        if let Some(event) = pending.take() {
+        if !pending.is_empty()
+            && let Some(event) = pending.take()
+        {
             self.inject(event);
         }
         invept_if_changed(&mut self.flush_generation, self.resources.root);

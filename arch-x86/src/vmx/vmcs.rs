@@ -82,9 +82,10 @@ pub fn invvpid(vpid: u16) {
 #[inline(always)]
 pub fn read<T: FieldValue>(field: Field<T>) -> T {
     let value: u64;
-    // SAFETY: VMREAD touches no memory. Without a current VMCS it fails and leaves 0.
+    // SAFETY: VMREAD changes nothing but the register: it is like a load of what VMWRITE, VMPTRLD and an entry store. Without a current VMCS
+    // it fails, and the value is any.
     unsafe {
-        asm!("vmread {0}, {1}", inout(reg) 0u64 => value, in(reg) u64::from(field.encoding), options(nostack, nomem));
+        asm!("vmread {0}, {1}", out(reg) value, in(reg) u64::from(field.encoding), options(nostack, pure, readonly));
     }
     T::from_raw(value)
 }
