@@ -77,6 +77,17 @@ pub struct Region {
     pub kind: RegionKind,
 }
 
+impl Region {
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        self.end.saturating_sub(self.start)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 impl fmt::Display for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#014x}..{:#014x} {}", self.start, self.end, self.kind)

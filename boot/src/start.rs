@@ -1,6 +1,7 @@
 //! From a machine with memory, heap, console and log to one that runs Dom0: the composition root.
 
 use alloc::string::{String, ToString};
+use core::sync::atomic::Ordering;
 
 use arch_x86::apic::vectors::{self, Source};
 use arch_x86::apic::{io, local};
@@ -11,6 +12,7 @@ use arch_x86::paging;
 use arch_x86::startup::{self, Physical, Platform};
 use arch_x86::{decode, host, rtc, run};
 use corten_boot::info::{BootInfo, Module};
+use corten_boot::memory::{Region as BootRegion, RegionKind as BootKind};
 use corten_boot::options::{Options, SerialOptions, VcpuCount};
 use corten_boot::{console, logger};
 use hypervisor::build::dom0_mem::Dom0Mem;
@@ -69,12 +71,14 @@ fn bring_up(start: &Start) -> Result<&'static System<X86>, String> {
     let console_gsi = serial.and_then(|serial| use_uart_interrupt(serial, &platform));
 
     let domain = dom0::build(system, &platform, &ready, wanted(info, options, serial, console_gsi)?)?;
+    let free = memory.free_frames() << 2;
+    let ram: u64 = info.memory_map.iter().filter(|region| region.kind == BootKind::Ram).map(BootRegion::len).sum();
+    let own = (ram >> 10).saturating_sub((domain.pages.load(Ordering::Relaxed) << 2) + free);
     log::info!(
         target: "dom0",
-        "starts with {} vCPU{}; {} KiB are left to Corten",
+        "starts with {} vCPU{}; {free} KiB are free, {own} KiB Corten's own",
         domain.vcpus.len(),
         if domain.vcpus.len() == 1 { "" } else { "s" },
-        memory.free_frames() << 2
     );
     debug_assert!(domain.vcpu(VcpuId(0)).is_some());
     Ok(system)
@@ -147,7 +151,7 @@ fn vcpus(wanted: Option<VcpuCount>) -> u32 {
     wanted.map_or(cpus, |count| cpus.clamp(count.least.max(1), count.most.max(count.least).max(1)))
 }
 
-fn region(region: &corten_boot::memory::Region) -> Region {
+fn region(region: &BootRegion) -> Region {
     Region::new(region.start..region.end, RegionKind::from_e820(region.kind.to_e820()))
 }
 

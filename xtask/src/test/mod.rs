@@ -8,6 +8,7 @@ mod host;
 mod refusals;
 mod report;
 mod runner;
+mod sizes;
 
 use crate::cli::TestArgs;
 use crate::engine::{Choice, Engine, Options};
@@ -65,6 +66,7 @@ fn cases() -> Vec<Case> {
     let mut cases = guests::cases();
     cases.extend(refusals::cases());
     cases.push(costs::case());
+    cases.push(sizes::case());
     cases.extend(debian::cases());
     cases
 }
