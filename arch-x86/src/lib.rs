@@ -22,6 +22,8 @@ pub mod guest_paging;
 pub mod host;
 pub mod machine;
 pub mod msr;
+#[cfg(test)]
+mod oracle_tests;
 pub mod paging;
 pub mod pci;
 pub mod pci_host;

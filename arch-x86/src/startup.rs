@@ -2,10 +2,11 @@
 
 use alloc::format;
 use alloc::string::String;
-use core::arch::x86_64::{__cpuid, __cpuid_count};
+use core::arch::x86_64::__cpuid_count;
 
 use mm::addr::HostPhys;
 use mm::{Memory, Window};
+use raw_cpuid::CpuId;
 use sched::CpuId;
 
 use crate::acpi::{self, Fadt, Hpet, Madt, Mcfg, PhysRead, Problem, RootPointer, Signature, Tables};
@@ -111,17 +112,16 @@ pub fn boot_cpu(
 }
 
 fn note_features() {
-    let basic = __cpuid(1);
-    let has_xsave = basic.ecx & 1 << 26 != 0;
+    let cpuid = CpuId::new();
+    let has_xsave = cpuid.get_feature_info().is_some_and(|has| has.has_xsave());
     if has_xsave {
         // SAFETY: CR4.OSXSAVE switches XSAVE and XSETBV on, and nothing off.
         unsafe { host::write_cr4(host::read_cr4() | 1 << 18) };
         let states = __cpuid_count(0xd, 0);
         fpu::set_switched_states((u64::from(states.edx) << 32 | u64::from(states.eax)) & fpu::SWITCHED);
     }
-    let extended = __cpuid(0x8000_0000).eax;
-    let has_rdtscp = extended >= 0x8000_0001 && __cpuid(0x8000_0001).edx & 1 << 27 != 0;
-    host::set_features(has_rdtscp, has_xsave);
+    let extended = cpuid.get_extended_processor_and_feature_identifiers();
+    host::set_features(extended.is_some_and(|has| has.has_rdtscp()), has_xsave);
 }
 
 /// The 8259s deliver nothing, and what they deliver spuriously all the same goes to vectors of no consequence.
@@ -136,8 +136,11 @@ fn mask_pics() {
 }
 
 fn init_local_apic() -> Result<(), String> {
-    let ecx = __cpuid(1).ecx;
-    let features = local::Features { x2apic: ecx & 1 << 21 != 0, tsc_deadline: ecx & 1 << 24 != 0 };
+    let has = CpuId::new().get_feature_info();
+    let features = local::Features {
+        x2apic: has.as_ref().is_some_and(|has| has.has_x2apic()),
+        tsc_deadline: has.is_some_and(|has| has.has_tsc_deadline()),
+    };
     let page = if features.x2apic {
         core::ptr::null_mut()
     } else {

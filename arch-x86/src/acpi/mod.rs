@@ -30,7 +30,7 @@ mod mcfg;
 mod problem;
 mod root;
 #[cfg(test)]
-mod sample;
+pub(crate) mod sample;
 mod table;
 
 pub use fadt::{AddressSpace, Fadt, GenericAddress};

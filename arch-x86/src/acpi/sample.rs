@@ -23,6 +23,11 @@ impl Memory {
         at
     }
 
+    /// The bytes from `at` on.
+    pub fn bytes(&self, at: usize, len: usize) -> &[u8] {
+        &self.bytes[at..at + len]
+    }
+
     /// Makes the checksum of the table at `at` good again, if its length is possible.
     pub fn reseal(&mut self, at: usize) {
         let length = u32::from_le_bytes(self.bytes[at + LENGTH_AT..at + LENGTH_AT + 4].try_into().unwrap()) as usize;

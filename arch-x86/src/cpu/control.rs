@@ -1,7 +1,6 @@
 //! What every processor has switched on while the host runs.
 
-use core::arch::x86_64::__cpuid_count;
-
+use raw_cpuid::{CpuId, ExtendedFeatures};
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
 use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
 
@@ -28,18 +27,17 @@ pub struct Protections {
 impl Protections {
     /// What this processor has.
     pub fn detect() -> Self {
-        let highest = __cpuid_count(0, 0).eax;
-        let basic = __cpuid_count(1, 0);
-        let structured = if highest >= 7 { __cpuid_count(7, 0) } else { __cpuid_count(0x8000_0000, 0) };
-        let (ebx, ecx) = if highest >= 7 { (structured.ebx, structured.ecx) } else { (0, 0) };
-        let extended = __cpuid_count(0x8000_0001, 0);
+        let cpuid = CpuId::new();
+        let structured = cpuid.get_extended_feature_info();
+        let structured = |has: fn(&ExtendedFeatures) -> bool| structured.as_ref().is_some_and(has);
+        let extended = cpuid.get_extended_processor_and_feature_identifiers();
         Self {
-            no_execute: extended.edx & 1 << 20 != 0,
-            smep: ebx & 1 << 7 != 0,
-            smap: ebx & 1 << 20 != 0,
-            umip: ecx & 1 << 2 != 0,
-            global_pages: basic.edx & 1 << 13 != 0,
-            huge_pages: extended.edx & 1 << 26 != 0,
+            no_execute: extended.as_ref().is_some_and(|has| has.has_execute_disable()),
+            smep: structured(ExtendedFeatures::has_smep),
+            smap: structured(ExtendedFeatures::has_smap),
+            umip: structured(ExtendedFeatures::has_umip),
+            global_pages: cpuid.get_feature_info().is_some_and(|has| has.has_pge()),
+            huge_pages: extended.is_some_and(|has| has.has_1gib_pages()),
         }
     }
 

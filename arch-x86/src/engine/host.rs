@@ -2,10 +2,10 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::arch::x86_64::__cpuid;
 
 use mm::addr::Mfn;
 use mm::{Clean, Frames, Memory};
+use raw_cpuid::CpuId;
 
 use super::{Engine, Nested};
 use crate::policy::features::Feature;
@@ -73,7 +73,7 @@ pub struct Resources {
 impl Host {
     /// Finds the engine of this CPU. The error is one line for the user.
     pub fn probe(wishes: Wishes) -> Result<Host, String> {
-        if __cpuid(1).ecx & 1 << 5 != 0 {
+        if CpuId::new().get_feature_info().is_some_and(|has| has.has_vmx()) {
             return vmx::cpu::probe(wishes).map(Host::Vmx);
         }
         if svm::cpu::is_there() {

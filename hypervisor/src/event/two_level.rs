@@ -144,3 +144,20 @@ pub fn clear_pending(guest: &impl Shared, port: Port) {
         bit.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use memoffset::span_of;
+    use xen_abi::compat;
+    use xen_abi::x86::SharedInfo;
+
+    use super::*;
+
+    #[test]
+    fn the_bitmaps_lie_side_by_side_and_hold_all_ports() {
+        assert_eq!(span_of!(SharedInfo, evtchn_pending), PENDING..LAYOUT_64.mask);
+        assert_eq!(span_of!(SharedInfo, evtchn_mask), LAYOUT_64.mask..LAYOUT_64.mask + LAYOUT_64.ports as usize / 8);
+        assert_eq!(span_of!(compat::SharedInfo, evtchn_pending), PENDING..LAYOUT_32.mask);
+        assert_eq!(span_of!(compat::SharedInfo, evtchn_mask).len(), LAYOUT_32.ports as usize / 8);
+    }
+}

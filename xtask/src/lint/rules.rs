@@ -30,7 +30,7 @@ const UNSAFE_IN_MM: &[&str] = &["mm/src/copy.rs", "mm/src/heap.rs", "mm/src/wind
 /// The safe half of `arch-x86`, which the host tests.
 const SAFE_IN_ARCH: &[&str] =
     &["arch-x86/src/vdev", "arch-x86/src/policy", "arch-x86/src/acpi", "arch-x86/src/pci/", "arch-x86/src/decode"];
-/// Compares what the decoder makes of an instruction with what this very CPU does.
+/// Tests that compare the decoder with what this very CPU does.
 const RUNS_INSTRUCTIONS: &str = "arch-x86/src/decode/tests.rs";
 const VENDOR_WORDS: &[&str] = &["vmx", "svm", "intel", "amd", "ept", "npt", "vmcs", "vmcb"];
 const PANICS: &[&str] = &[".unwrap()", ".expect(", "panic!", "todo!", "unimplemented!", "unreachable!"];
