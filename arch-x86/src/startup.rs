@@ -6,7 +6,6 @@ use core::arch::x86_64::__cpuid_count;
 
 use mm::addr::HostPhys;
 use mm::{Memory, Window};
-use raw_cpuid::CpuId;
 use sched::CpuId;
 
 use crate::acpi::{self, Fadt, Hpet, Madt, Mcfg, PhysRead, Problem, RootPointer, Signature, Tables};
@@ -112,7 +111,7 @@ pub fn boot_cpu(
 }
 
 fn note_features() {
-    let cpuid = CpuId::new();
+    let cpuid = raw_cpuid::CpuId::new();
     let has_xsave = cpuid.get_feature_info().is_some_and(|has| has.has_xsave());
     if has_xsave {
         // SAFETY: CR4.OSXSAVE switches XSAVE and XSETBV on, and nothing off.
@@ -136,7 +135,7 @@ fn mask_pics() {
 }
 
 fn init_local_apic() -> Result<(), String> {
-    let has = CpuId::new().get_feature_info();
+    let has = raw_cpuid::CpuId::new().get_feature_info();
     let features = local::Features {
         x2apic: has.as_ref().is_some_and(|has| has.has_x2apic()),
         tsc_deadline: has.is_some_and(|has| has.has_tsc_deadline()),
