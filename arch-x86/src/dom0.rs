@@ -128,6 +128,7 @@ pub fn build(
     wanted: Wanted<'_>,
 ) -> Result<Arc<Domain<X86>>, String> {
     let memory = system.memory;
+    log::info!(target: "dom0", "unpacks its kernel of {} KiB", wanted.kernel.len() >> 10);
     let image = build::unpack(wanted.kernel).map_err(|why| format!("Dom0 kernel: {why}"))?;
     let kernel = Kernel::parse(&image).map_err(|why| format!("Dom0 kernel: {why}"))?;
     if let (Some(os), Some(version)) = (kernel.guest_os, kernel.guest_version) {

@@ -22,10 +22,29 @@ pub struct Ports {
     pub reset: Option<(u16, u8)>,
 }
 
+/// `reboot=`: how the machine is reset.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ResetMethod {
+    /// All of the others in turn.
+    #[default]
+    Automatic,
+    /// ACPI's reset register.
+    Acpi,
+    /// The chipset's, port 0xcf9.
+    Chipset,
+    Keyboard,
+    TripleFault,
+}
+
 static PORTS: Once<Ports> = Once::new();
+static METHOD: Once<ResetMethod> = Once::new();
 
 pub fn set_ports(ports: Ports) {
     PORTS.call_once(|| ports);
+}
+
+pub fn set_reset_method(method: ResetMethod) {
+    METHOD.call_once(|| method);
 }
 
 /// A domain has stopped for `reason` (SHUTDOWN_*). With the control domain the machine stops too.
@@ -44,7 +63,11 @@ pub fn domain_stopped(machine: &X86, domain: &Domain<X86>, reason: u32) {
     }
     match reason {
         SHUTDOWN_POWEROFF => stop(machine, PowerAction::PowerOff),
-        // A control domain that has crashed is started again, unless the user wants to look at it.
+        // A control domain that has crashed is started again, unless the user wants to look at it. As on Xen, `noreboot` is for that alone.
+        SHUTDOWN_CRASH if machine.no_reboot => {
+            log::warn!(target: "power", "noreboot: halted instead of rebooting; reset the machine by hand");
+            stop(machine, PowerAction::Halt)
+        }
         _ => stop(machine, PowerAction::Reboot),
     }
 }
@@ -58,13 +81,6 @@ pub fn crash(system: &System<X86>, domain: &Domain<X86>) {
 
 /// Switches the machine off, or resets it.
 pub fn stop(machine: &X86, action: PowerAction) -> ! {
-    let action = match action {
-        PowerAction::Reboot if machine.no_reboot => {
-            log::warn!(target: "power", "noreboot: halted instead of rebooting; reset the machine by hand");
-            PowerAction::Halt
-        }
-        other => other,
-    };
     (machine.hooks.console_flush)();
     match action {
         PowerAction::PowerOff => power_off(),
@@ -88,18 +104,26 @@ fn power_off() {
     }
 }
 
-/// The ACPI reset register, the chipset's, the keyboard controller's, and at last a triple fault.
+/// Resets the machine as the user wants it; by a triple fault if that comes to nothing.
 pub fn reset() -> ! {
-    if let Some((port, value)) = PORTS.get().and_then(|ports| ports.reset) {
+    let method = METHOD.get().copied().unwrap_or_default();
+    let wanted = |this| method == ResetMethod::Automatic || method == this;
+    if wanted(ResetMethod::Acpi)
+        && let Some((port, value)) = PORTS.get().and_then(|ports| ports.reset)
+    {
         outb(port, value);
     }
-    outb(0xcf9, 0x02);
-    outb(0xcf9, 0x06);
-    for _ in 0..10_000 {
-        if inb(0x64) & 2 == 0 {
-            break;
-        }
+    if wanted(ResetMethod::Chipset) {
+        outb(0xcf9, 0x02);
+        outb(0xcf9, 0x06);
     }
-    outb(0x64, 0xfe);
+    if wanted(ResetMethod::Keyboard) {
+        for _ in 0..10_000 {
+            if inb(0x64) & 2 == 0 {
+                break;
+            }
+        }
+        outb(0x64, 0xfe);
+    }
     host::triple_fault()
 }

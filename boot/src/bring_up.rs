@@ -8,7 +8,7 @@ use arch_x86::cpu::gdt::CpuTables;
 use arch_x86::cpu::idt;
 use arch_x86::cpu::stack::Stacks;
 use arch_x86::paging::{self, Access, MapError, PageTables};
-use arch_x86::time;
+use arch_x86::{power, time};
 use arrayvec::ArrayVec;
 use corten_boot::info::{BootInfo, MAX_REGIONS};
 use corten_boot::memory::{self, FreeMemory, Problem};
@@ -72,6 +72,7 @@ extern "C" fn corten_main(protocol: u32, loader_info: u32, image: u32) -> ! {
 
     let options = Options::parse(info.cmdline, |_| {});
     panic::set_no_reboot(options.no_reboot);
+    power::set_reset_method(options.reboot);
     console::init(options.console.serial.and_then(|port| options.serial.get(port)));
     console::set_synchronous(options.sync_console);
     logger::set_levels(options.log_level, options.guest_log_level);
@@ -130,7 +131,7 @@ fn report(info: &'static BootInfo, problems: &[Problem]) {
     Options::parse(info.cmdline, |notice| {
         notices += 1;
         match notice {
-            Notice::Ignored(_) => log::debug!(target: "cmdline", "{notice}"),
+            Notice::Ignored(_) => log::info!(target: "cmdline", "{notice}"),
             Notice::Unknown(_) | Notice::Malformed(..) => log::warn!(target: "cmdline", "{notice}"),
         }
     });

@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use arch_x86::power::ResetMethod;
 use log::LevelFilter;
 
 use crate::cmdline::{self, Word};
@@ -21,20 +22,14 @@ pub struct Options<'a> {
     pub guest_log_level: LevelFilter,
     /// `noreboot`: after a crash, stop and leave the screen as it is.
     pub no_reboot: bool,
-    pub reboot: RebootMethod,
-    /// `iommu=off` makes this false.
-    pub iommu: bool,
-    pub apicv: Option<bool>,
+    /// `reboot=`: how the machine is reset.
+    pub reboot: ResetMethod,
     pub vpid: Option<bool>,
-    pub ept_ad: Option<bool>,
     pub sync_console: bool,
     /// `sched=`, as written.
     pub scheduler: Option<&'a str>,
     /// `conring_size=`: bytes of the ring that `xl dmesg` reads.
     pub console_ring: u64,
-    pub smt: bool,
-    /// `maxcpus=`: how many processors to start.
-    pub max_cpus: Option<u32>,
     /// `mem=`: RAM above this address is left alone.
     pub memory_limit: Option<u64>,
 }
@@ -49,16 +44,11 @@ impl Default for Options<'_> {
             log_level: LevelFilter::Info,
             guest_log_level: LevelFilter::Warn,
             no_reboot: false,
-            reboot: RebootMethod::default(),
-            iommu: true,
-            apicv: None,
+            reboot: ResetMethod::default(),
             vpid: None,
-            ept_ad: None,
             sync_console: false,
             scheduler: None,
             console_ring: 128 << 10,
-            smt: true,
-            max_cpus: None,
             memory_limit: None,
         }
     }
@@ -115,26 +105,12 @@ impl Default for ConsoleOptions {
     }
 }
 
-/// `reboot=`: how to restart the machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum RebootMethod {
-    /// ACPI's reset register, else port 0xcf9, else the keyboard controller, else a triple fault.
-    #[default]
-    Automatic,
-    Acpi,
-    Pci,
-    Keyboard,
-    Triple,
-    /// `reboot=no`: never.
-    Never,
-}
-
 /// What is to be said about a word of the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice<'a> {
     /// Nobody knows the option.
     Unknown(&'a str),
-    /// Xen has the option and Corten has no need of it.
+    /// Xen has the option, and Corten does the same whatever it says.
     Ignored(&'a str),
     /// The value cannot be understood; what was expected.
     Malformed(&'a str, &'static str),
@@ -144,7 +120,7 @@ impl fmt::Display for Notice<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unknown(word) => write!(f, "unknown option {word}; ignored (see README, \"Command line\")"),
-            Self::Ignored(word) => write!(f, "{word}: an option of Xen's that Corten has no need of; ignored"),
+            Self::Ignored(word) => write!(f, "{word}: an option of Xen's that changes nothing here; ignored"),
             Self::Malformed(word, expected) => write!(f, "{word}: {expected}; ignored"),
         }
     }
@@ -201,7 +177,6 @@ type SetSwitch = for<'a> fn(&mut Options<'a>, bool);
 /// Options with a value.
 #[rustfmt::skip]
 const VALUES: &[(&str, SetValue)] = &[
-    ("apicv",          |o, v| switch(v).map(|on| o.apicv = Some(on))),
     ("com1",           |o, v| serial(&mut o.serial[0], v)),
     ("com2",           |o, v| serial(&mut o.serial[1], v)),
     ("conring_size",   |o, v| ring_size(v).map(|size| o.console_ring = size)),
@@ -209,13 +184,10 @@ const VALUES: &[(&str, SetValue)] = &[
     ("dom0",           |_, v| dom0(v)),
     ("dom0_max_vcpus", |o, v| vcpu_count(v).map(|count| o.dom0_max_vcpus = Some(count))),
     ("dom0_mem",       |o, v| { o.dom0_mem = Some(v); Ok(()) }),
-    ("ept",            |o, v| ept(o, v)),
     ("guest_loglvl",   |o, v| level(v).map(|level| o.guest_log_level = level)),
-    ("iommu",          |o, v| iommu(o, v)),
     ("loglvl",         |o, v| level(v).map(|level| o.log_level = level)),
-    ("maxcpus",        |o, v| count(v).map(|cpus| o.max_cpus = Some(cpus))),
     ("mem",            |o, v| memory(v).map(|limit| o.memory_limit = Some(limit))),
-    ("reboot",         |o, v| reboot(v).map(|method| o.reboot = method)),
+    ("reboot",         |o, v| reboot(o, v)),
     ("sched",          |o, v| { o.scheduler = Some(v); Ok(()) }),
     ("vga",            |o, v| { o.console.keep_screen |= v.split(',').any(|word| word == "keep"); Ok(()) }),
     ("vpid",           |o, v| switch(v).map(|on| o.vpid = Some(on))),
@@ -225,7 +197,6 @@ const VALUES: &[(&str, SetValue)] = &[
 #[rustfmt::skip]
 const SWITCHES: &[(&str, SetSwitch)] = &[
     ("noreboot",     |o, on| o.no_reboot = on),
-    ("smt",          |o, on| o.smt = on),
     ("sync_console", |o, on| o.sync_console = on),
 ];
 
@@ -242,6 +213,7 @@ const IGNORED: &[&str] = &[
     "allowsuperpage",
     "altp2m",
     "apic_verbosity",
+    "apicv",
     "argo",
     "asid",
     "ats",
@@ -285,6 +257,7 @@ const IGNORED: &[&str] = &[
     "e820-mtrr-clip",
     "e820-verbose",
     "efi",
+    "ept",
     "ept-sync",
     "exec-sp",
     "ext_regions",
@@ -311,6 +284,7 @@ const IGNORED: &[&str] = &[
     "idle_latency_factor",
     "ioapic_ack",
     "invpcid",
+    "iommu",
     "iommu_dev_iotlb_timeout",
     "irq-max-guests",
     "irq_ratelimit",
@@ -324,6 +298,7 @@ const IGNORED: &[&str] = &[
     "low_crashinfo",
     "low_mem_virq_limit",
     "max_cstate",
+    "maxcpus",
     "max_gsi_irqs",
     "max_lpi_bits",
     "mce",
@@ -375,6 +350,7 @@ const IGNORED: &[&str] = &[
     "shim",
     "smap",
     "smep",
+    "smt",
     "snb_igd_quirk",
     "spec-ctrl",
     "suppress-overflow-logs",
@@ -413,10 +389,6 @@ const IGNORED: &[&str] = &[
 
 fn switch(value: &str) -> Result<bool, Expected> {
     cmdline::boolean(value).ok_or("expected on or off")
-}
-
-fn count(value: &str) -> Result<u32, Expected> {
-    cmdline::number(value).and_then(|n| u32::try_from(n).ok()).filter(|&n| n > 0).ok_or("expected a number above 0")
 }
 
 fn memory(value: &str) -> Result<u64, Expected> {
@@ -527,45 +499,22 @@ fn dom0(value: &str) -> Result<(), Expected> {
     Ok(())
 }
 
-fn iommu(options: &mut Options<'_>, value: &str) -> Result<(), Expected> {
+fn reboot(options: &mut Options<'_>, value: &str) -> Result<(), Expected> {
+    let (mut method, mut never) = (ResetMethod::Automatic, false);
     for part in value.split(',') {
         match part {
-            "force" | "required" => options.iommu = true,
-            _ => {
-                if let Some(on) = cmdline::boolean(part) {
-                    options.iommu = on;
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-fn ept(options: &mut Options<'_>, value: &str) -> Result<(), Expected> {
-    for part in value.split(',') {
-        match part {
-            "ad" | "ad=1" | "ad=on" => options.ept_ad = Some(true),
-            "no-ad" | "ad=0" | "ad=off" => options.ept_ad = Some(false),
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-fn reboot(value: &str) -> Result<RebootMethod, Expected> {
-    let mut method = RebootMethod::Automatic;
-    for part in value.split(',') {
-        method = match part {
-            "no" => RebootMethod::Never,
-            "a" | "acpi" => RebootMethod::Acpi,
-            "P" | "p" | "pci" | "Power" => RebootMethod::Pci,
-            "k" | "kbd" => RebootMethod::Keyboard,
-            "t" | "triple" => RebootMethod::Triple,
-            "w" | "warm" | "c" | "cold" | "yes" | "e" | "efi" | "x" | "xen" => method,
+            "no" => never = true,
+            "a" | "acpi" => method = ResetMethod::Acpi,
+            "P" | "p" | "pci" | "Power" => method = ResetMethod::Chipset,
+            "k" | "kbd" => method = ResetMethod::Keyboard,
+            "t" | "triple" => method = ResetMethod::TripleFault,
+            "w" | "warm" | "c" | "cold" | "yes" | "e" | "efi" | "x" | "xen" => {}
             _ => return Err("expected no, a(cpi), p(ci), k(bd) or t(riple)"),
-        };
+        }
     }
-    Ok(method)
+    options.reboot = method;
+    options.no_reboot |= never;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -588,17 +537,17 @@ mod tests {
     fn a_usual_command_line_is_understood_whole() {
         let o = clean(
             "placeholder no-real-mode edd=off dom0_mem=512M,max:1G dom0_max_vcpus=1-4 com1=115200,8n1,0x3f8,4 \
-             console=com1,vga loglvl=all guest_loglvl=error/all noreboot iommu=off dom0=pvh apicv=0 no-vpid \
-             sched=credit2 sync_console reboot=k ept=no-ad",
+             console=com1,vga loglvl=all guest_loglvl=error/all noreboot dom0=pvh no-vpid sched=credit2 sync_console \
+             reboot=k",
         );
         assert_eq!(o.dom0_mem, Some("512M,max:1G"));
         assert_eq!(o.dom0_max_vcpus, Some(VcpuCount { least: 1, most: 4 }));
         assert_eq!(o.serial[0], SerialOptions { baud: Some(115_200), ..SerialOptions::new(0x3f8, 4) });
         assert_eq!(o.console, ConsoleOptions { serial: Some(0), screen: true, keep_screen: false });
         assert_eq!((o.log_level, o.guest_log_level), (LevelFilter::Trace, LevelFilter::Trace));
-        assert!(o.no_reboot && o.sync_console && !o.iommu);
-        assert_eq!((o.apicv, o.vpid, o.ept_ad), (Some(false), Some(false), Some(false)));
-        assert_eq!((o.scheduler, o.reboot), (Some("credit2"), RebootMethod::Keyboard));
+        assert!(o.no_reboot && o.sync_console);
+        assert_eq!((o.vpid, o.scheduler, o.reboot), (Some(false), Some("credit2"), ResetMethod::Keyboard));
+        assert!(clean("reboot=no").no_reboot);
     }
 
     #[test]
@@ -627,7 +576,6 @@ mod tests {
             "dom0_max_vcpus=4-1",
             "dom0_max_vcpus=0",
             "noreboot=perhaps",
-            "maxcpus=0",
             "mem=1M",
             "conring_size=1",
             "reboot=q",
@@ -643,9 +591,9 @@ mod tests {
 
     #[test]
     fn options_of_xen_without_a_meaning_here_are_not_called_unknown() {
-        let (_, notices) = parse("spec-ctrl=no ucode=scan no-xpti watchdog cpuidle=0");
-        assert_eq!(notices.len(), 5);
-        assert!(notices.iter().all(|n| n.contains("no need of")), "{notices:?}");
+        let (_, notices) = parse("spec-ctrl=no ucode=scan no-xpti watchdog cpuidle=0 iommu=off apicv=0");
+        assert_eq!(notices.len(), 7);
+        assert!(notices.iter().all(|n| n.contains("changes nothing here")), "{notices:?}");
     }
 
     #[test]
