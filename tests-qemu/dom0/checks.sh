@@ -11,6 +11,9 @@ version=$(cat /sys/hypervisor/version/major).$(cat /sys/hypervisor/version/minor
 check "hypervisor version" "$(case $version in 4.20*) echo yes ;; esac)" "$version"
 check "guest type" "$([ "$(cat /sys/hypervisor/guest_type)" = PVH ] && echo yes)" "$(cat /sys/hypervisor/guest_type)"
 
+# Corten's own are the firmware's services, if there are any: the kernel goes without.
+check "no EFI runtime services" "$([ ! -d /sys/firmware/efi ] && echo yes)" "$(ls /sys/firmware/efi)"
+
 cp /proc/interrupts /tmp/before
 sleep 1
 cp /proc/interrupts /tmp/after
