@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::engine::{Choice, Options};
+use crate::engine::{Choice, Firmware, Options};
 use crate::{bench, build, image, layout, lint, once, packages, run, test};
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
@@ -75,6 +75,9 @@ pub struct MachineArgs {
     /// Raw disk image for the machine's first disk
     #[arg(long, value_name = "FILE")]
     pub disk: Option<PathBuf>,
+    /// What starts the machine (UEFI: QEMU and KVM)
+    #[arg(long, value_enum, default_value = "bios")]
+    pub firmware: Firmware,
     /// A gdb stub where the engine has one (QEMU: port 1234, stopped until gdb says continue)
     #[arg(long)]
     pub debug: bool,

@@ -16,6 +16,7 @@ pub fn machine(args: &MachineArgs, hypervisor: &str, iso: &Path, logs: PathBuf) 
         cpus: args.cpus,
         disk: args.disk.as_ref().map(std::fs::canonicalize).transpose()?,
         cpu: args.options.cpu.clone(),
+        firmware: args.firmware,
         debug: args.debug,
         iommu: hypervisor == "xen",
         ..Machine::plain(iso, args.memory, &logs)

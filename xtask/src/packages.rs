@@ -22,10 +22,11 @@ const TOOLS: &[(&str, &str)] = &[
     ("bochs-bin", "bochs"),
     ("qemu-system-x86_64", "qemu-system-x86"),
 ];
-/// Files that a program needs although it does not say so until it runs.
+/// Files that a program needs although it does not say so until it runs, or that are what is wanted.
 const FILES: &[(&str, &str, &str)] = &[
     ("grub-mkrescue", "/usr/lib/grub/i386-pc/multiboot2.mod", "grub-pc-bin"),
     ("grub-mkrescue", "/usr/lib/grub/x86_64-efi/multiboot2.mod", "grub-efi-amd64-bin"),
+    ("OVMF", "/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf"),
     ("bochs-bin", "/usr/share/bochs/BIOS-bochs-latest", "bochsbios"),
     ("bochs-bin", "/usr/share/vgabios/vgabios.bin", "vgabios"),
     ("bochs-bin", "/usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_rfb_gui.so", "bochs-term"),

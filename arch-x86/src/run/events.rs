@@ -3,6 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use hypervisor::domain::Callback;
+use hypervisor::event;
 use hypervisor::machine::Machine;
 use hypervisor::vcpu::hold;
 
@@ -111,6 +112,8 @@ impl Running<'_> {
             self.context.regs = Default::default();
             self.vcpu.set_hold(hold::OFFLINE);
             self.lapic_timer_changed();
+            // The reset has dropped the request, but what asked for it is still pending, and no later event would ask again.
+            event::raise_if_pending(self.system, self.domain, self.vcpu);
         }
         if let Some(page) = startup.start_page {
             self.context.engine.reset(&StartState::sipi(page));

@@ -1,6 +1,6 @@
 //! Bochs: the place for VMX. 2.7 (Debian 12) is a debugger build and wants to be told to continue; 3.0 is not.
 
-use super::{Machine, Options, headless};
+use super::{Firmware, Machine, Options, headless};
 use crate::packages::{self, Suite};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
@@ -74,6 +74,9 @@ impl Bochs {
     pub fn command(&self, machine: &Machine, console_port: u16) -> Result<Command> {
         if machine.debug {
             bail!("--debug: Debian's Bochs has no gdb stub; use --engine qemu or kvm");
+        }
+        if machine.firmware != Firmware::Bios || !machine.devices.is_empty() {
+            bail!("Bochs has neither UEFI nor other devices; use --engine qemu or kvm");
         }
         let rc = machine.logs.join("bochsrc");
         std::fs::write(&rc, self.bochsrc(machine, console_port))?;

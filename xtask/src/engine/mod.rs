@@ -19,6 +19,14 @@ pub enum Choice {
     Kvm,
 }
 
+/// What starts the machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
+pub enum Firmware {
+    #[default]
+    Bios,
+    Uefi,
+}
+
 /// What a user may say about the emulators themselves.
 #[derive(Args, Clone, Default)]
 pub struct Options {
@@ -41,6 +49,9 @@ pub struct Machine {
     pub cpus: u32,
     pub disk: Option<PathBuf>,
     pub cpu: Option<String>,
+    pub firmware: Firmware,
+    /// QEMU's arguments for what else the machine has.
+    pub devices: Vec<String>,
     pub debug: bool,
     /// A reset starts the machine again; without it QEMU ends.
     pub reboots: bool,
@@ -59,6 +70,8 @@ impl Machine {
             cpus: 1,
             disk: None,
             cpu: None,
+            firmware: Firmware::default(),
+            devices: Vec::new(),
             debug: false,
             reboots: false,
             iommu: false,
@@ -122,7 +135,7 @@ impl Engine {
         let port = listener.local_addr()?.port();
         let mut command = match self {
             Engine::Bochs(bochs) => bochs.command(machine, port)?,
-            Engine::Qemu(accelerator) => qemu::command(*accelerator, machine, port),
+            Engine::Qemu(accelerator) => qemu::command(*accelerator, machine, port)?,
         };
         let log = std::fs::File::create(machine.logs.join("engine.log"))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);

@@ -1,6 +1,8 @@
 //! QEMU: SVM by emulation (TCG has no VMX), or the machine's own VMX or SVM through KVM where it nests.
 
-use super::{Machine, headless};
+use super::{Firmware, Machine, headless};
+use crate::packages;
+use anyhow::{Context, Result};
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -15,7 +17,11 @@ const PROGRAM: &str = "qemu-system-x86_64";
 /// TCG's RDTSCP intercept and MWAIT misbehave.
 const TCG_CPU: &str = "EPYC,+svm,+npt,-rdtscp,-monitor";
 
-pub fn command(accelerator: Accelerator, machine: &Machine, console_port: u16) -> Command {
+/// Debian's OVMF, with room for its variables: each machine gets a copy of those.
+const OVMF: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+const OVMF_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+
+pub fn command(accelerator: Accelerator, machine: &Machine, console_port: u16) -> Result<Command> {
     let mut command = headless(Path::new(PROGRAM));
     let (accel, cpu) = match accelerator {
         Accelerator::Tcg => ("tcg,thread=multi", TCG_CPU),
@@ -27,12 +33,27 @@ pub fn command(accelerator: Accelerator, machine: &Machine, console_port: u16) -
     if machine.iommu {
         command.args(["-device", "amd-iommu"]);
     }
-    command.arg("-cdrom").arg(&machine.iso);
+    match machine.firmware {
+        Firmware::Bios => {
+            command.arg("-cdrom").arg(&machine.iso).args(["-boot", "d"]);
+        }
+        Firmware::Uefi => {
+            packages::need(&["OVMF"])?;
+            let variables = machine.logs.join("variables.fd");
+            std::fs::copy(OVMF_VARIABLES, &variables).with_context(|| format!("cannot copy {OVMF_VARIABLES}"))?;
+            command.arg("-drive").arg(format!("if=pflash,format=raw,unit=0,readonly=on,file={OVMF}"));
+            command.arg("-drive").arg(format!("if=pflash,format=raw,unit=1,file={}", variables.display()));
+            // Without an index it would try disks and networks first.
+            let iso = format!("if=none,id=iso,media=cdrom,readonly=on,file={}", machine.iso.display());
+            command.arg("-drive").arg(iso).args(["-device", "ide-cd,bus=ide.2,drive=iso,bootindex=0"]);
+        }
+    }
+    command.args(&machine.devices);
     if let Some(disk) = &machine.disk {
         command.arg("-drive").arg(format!("file={},format=raw,if=ide", disk.display()));
     }
     command.args(["-serial", &format!("tcp:127.0.0.1:{console_port}")]);
-    command.args(["-display", "none", "-monitor", "none", "-boot", "d"]);
+    command.args(["-display", "none", "-monitor", "none"]);
     if !machine.reboots {
         command.arg("-no-reboot");
     }
@@ -40,7 +61,7 @@ pub fn command(accelerator: Accelerator, machine: &Machine, console_port: u16) -
     if machine.debug {
         command.args(["-S", "-gdb", "tcp:127.0.0.1:1234"]);
     }
-    command
+    Ok(command)
 }
 
 /// Asks KVM, through QEMU, whether a guest's CPU can have VMX or SVM. The device file may exist and offer neither.

@@ -1,7 +1,7 @@
 //! One test that boots a machine, and what it may use.
 
 use crate::console::{self, Run};
-use crate::engine::{Engine, Machine};
+use crate::engine::{Engine, Firmware, Machine};
 use crate::image::{Hypervisor, Medium, Module, Protocol};
 use anyhow::{Context as _, Result, bail};
 use std::path::{Path, PathBuf};
@@ -40,6 +40,9 @@ pub struct Boot {
     pub cpus: u32,
     pub cpu: Option<String>,
     pub disk: Option<PathBuf>,
+    pub firmware: Firmware,
+    /// QEMU's arguments for what else the machine has.
+    pub devices: Vec<String>,
     /// A reset is part of the run.
     pub reboots: bool,
     pub limit: u64,
@@ -56,6 +59,8 @@ impl Default for Boot {
             cpus: 1,
             cpu: None,
             disk: None,
+            firmware: Firmware::default(),
+            devices: Vec::new(),
             reboots: false,
             limit: 60,
             until: Vec::new(),
@@ -85,6 +90,8 @@ impl Context<'_> {
             cpus: boot.cpus,
             disk: boot.disk,
             cpu: boot.cpu,
+            firmware: boot.firmware,
+            devices: boot.devices,
             reboots: boot.reboots,
             iommu: self.on_xen(),
             ..Machine::plain(&iso, boot.memory_mib, &logs)

@@ -3,7 +3,7 @@
 use super::case::{Boot, Case, Context, host_is_well, last_lines, module};
 use crate::console::{End, Run};
 use crate::dom0::{Dom0, KERNEL_ARGS};
-use crate::engine::{Engine, bochs};
+use crate::engine::{Engine, Firmware, bochs};
 use crate::packages;
 use anyhow::{Context as _, Result, bail, ensure};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (release, suite) in RELEASES {
         cases.push(Case {
-            run: Box::new(move |context| checks(context, suite, 1)),
+            run: Box::new(move |context| checks(context, suite, 1, Firmware::Bios)),
             ..case(&format!("debian{release}"), "Dom0 reaches /init, and what must hold there holds", suite, true)
         });
         cases.push(Case {
@@ -26,8 +26,13 @@ pub fn cases() -> Vec<Case> {
             ..case(&format!("debian{release}_disk"), "8 MiB on ext4 survive a reboot", suite, release == "13")
         });
         cases.push(Case {
-            run: Box::new(move |context| checks(context, suite, 2)),
+            run: Box::new(move |context| checks(context, suite, 2, Firmware::Bios)),
             ..case(&format!("debian{release}_smp"), "the same with two CPUs", suite, false)
+        });
+        cases.push(Case {
+            engines: |engine| matches!(engine, Engine::Qemu(_)),
+            run: Box::new(move |context| checks(context, suite, 1, Firmware::Uefi)),
+            ..case(&format!("debian{release}_uefi"), "the same, started by UEFI", suite, release == "13")
         });
     }
     cases
@@ -58,14 +63,18 @@ fn boot(suite: &str, script: &str, modules: &str) -> Result<Boot> {
     })
 }
 
-fn checks(context: &Context<'_>, suite: &str, cpus: u32) -> Result<()> {
+fn checks(context: &Context<'_>, suite: &str, cpus: u32, firmware: Firmware) -> Result<()> {
     let mut boot = boot(suite, "checks", "ata_piix")?;
     boot.cpus = cpus;
+    boot.firmware = firmware;
     if cpus > 1 {
         boot.corten_args.push_str(&format!(" dom0_max_vcpus={cpus}"));
     }
     let run = context.boot("run", boot)?;
     judge(context, &run)?;
+    if !context.on_xen() {
+        memory_is_respected(&run.console)?;
+    }
     let ticks = slept(&run.console).context("no SLEPT line")?;
     let hz = match context.engine {
         Engine::Bochs(_) => bochs::INSTRUCTIONS_PER_SECOND as f64,
@@ -128,6 +137,34 @@ fn judge(context: &Context<'_>, run: &Run) -> Result<()> {
     Ok(())
 }
 
+/// What firmware keeps for itself (Corten's first lines say what) is nothing that Dom0 takes for RAM.
+fn memory_is_respected(console: &str) -> Result<()> {
+    let range = |text: &str, separator: &str| -> Option<(u64, u64)> {
+        let (start, end) = text.split_once(separator)?;
+        let number = |text: &str| u64::from_str_radix(text.trim().strip_prefix("0x")?, 16).ok();
+        Some((number(start)?, number(end)?))
+    };
+    let kept: Vec<(u64, u64)> = console
+        .lines()
+        .filter_map(|line| line.split_once("info  memory: 0x").map(|(_, rest)| rest.trim_end()))
+        .filter_map(|rest| rest.split_once(' '))
+        .filter(|(_, kind)| *kind != "RAM")
+        .filter_map(|(bytes, _)| range(&format!("0x{bytes}"), ".."))
+        .collect();
+    let usable: Vec<(u64, u64)> = console
+        .lines()
+        .filter_map(|line| line.split_once("BIOS-e820: [mem ")?.1.split_once(']'))
+        .filter(|(_, kind)| kind.trim() == "usable")
+        .filter_map(|(bytes, _)| range(bytes, "-"))
+        .collect();
+    ensure!(!kept.is_empty() && !usable.is_empty(), "no memory map on the console");
+    let taken = usable.iter().find(|(start, last)| kept.iter().any(|(kept, end)| start < end && kept <= last));
+    match taken {
+        Some((start, last)) => bail!("Dom0 takes {start:#x}-{last:#x} for RAM, of which firmware keeps a part"),
+        None => Ok(()),
+    }
+}
+
 /// The ticks of the helper's ten seconds.
 fn slept(console: &str) -> Option<u64> {
     let digits = console.lines().find_map(|line| line.split_once("SLEPT ")?.1.split_whitespace().next())?;
@@ -143,6 +180,16 @@ fn detected_hz(console: &str) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_that_firmware_keeps_may_not_be_dom0s() {
+        let host = "(corten) [    -.------] info  memory: 0x000000100000..0x000000800000 RAM\r\n\
+                    (corten) [    -.------] info  memory: 0x000000800000..0x000000808000 ACPI NVS\r\n";
+        let guest = |last: &str| format!("{host}[    0.0] BIOS-e820: [mem 0x0000000000100000-{last}] usable\r\n");
+        assert!(memory_is_respected(&guest("0x00000000007fffff")).is_ok());
+        assert!(memory_is_respected(&guest("0x0000000000800fff")).is_err());
+        assert!(memory_is_respected(host).is_err());
+    }
 
     #[test]
     fn the_sleep_and_the_frequency_are_read_from_the_console() {
