@@ -110,6 +110,11 @@ impl PerCpu {
 
     // ---- scheduling ----
 
+    /// Several vCPUs live here, and one may keep another waiting.
+    pub fn is_shared(&self) -> bool {
+        self.residents.read().len() > 1
+    }
+
     /// Who runs next, and until when at most.
     pub fn next(&self, now: Nanos) -> Option<VcpuKey> {
         self.reschedule.store(false, Ordering::Relaxed);

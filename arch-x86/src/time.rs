@@ -121,6 +121,11 @@ impl Clock {
         self.origin.saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX)).saturating_add(step)
     }
 
+    /// How many ticks of the TSC a span of time has.
+    pub fn ticks(&self, span: Nanos) -> u64 {
+        self.tsc_at(span).saturating_sub(self.origin)
+    }
+
     pub fn scale(&self) -> ClockScale {
         ClockScale {
             tsc_timestamp: self.origin,

@@ -17,7 +17,7 @@ use hypervisor::machine::Machine;
 use hypervisor::runstate::State;
 use hypervisor::system::System;
 use hypervisor::vcpu::{Vcpu, hold};
-use sched::VcpuKey;
+use sched::{Nanos, VcpuKey};
 
 use crate::context::Context;
 use crate::decode::LONGEST;
@@ -27,6 +27,9 @@ use crate::machine::X86;
 use crate::percpu::{self, PerCpu, Resident};
 use crate::segment::SegmentRegister;
 use crate::{host, power};
+
+/// How long a vCPU may keep others waiting that nobody can reach it for: the time slice.
+const GUARD: Nanos = Nanos::from_millis(1);
 
 /// A vCPU in the hands of the CPU that runs it.
 struct Running<'a> {
@@ -100,6 +103,7 @@ impl Loaded {
             *vcpu.machine.context.lock() = Some(context);
             return None;
         }
+        context.engine.set_guard(cpu.is_shared().then(|| crate::machine::clock().ticks(GUARD)));
         context.switched.restore(host::has_rdtscp());
         if host::has_xsave() {
             crate::fpu::set_xcr0(crate::fpu::switched_states());

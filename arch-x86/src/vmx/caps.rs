@@ -118,6 +118,7 @@ bitflags! {
 }
 
 const REQUIRED_PIN: Pin = Pin::EXTERNAL_INTERRUPT_EXITING.union(Pin::NMI_EXITING).union(Pin::VIRTUAL_NMIS);
+const OPTIONAL_PIN: Pin = Pin::PREEMPTION_TIMER;
 const REQUIRED_PRIMARY: Primary = Primary::HLT_EXITING
     .union(Primary::CR8_LOAD_EXITING)
     .union(Primary::CR8_STORE_EXITING)
@@ -157,6 +158,8 @@ pub struct Caps {
     pub entry: u32,
     pub chosen_secondary: Secondary,
     pub ept: EptVpid,
+    /// Where there is a VMX-preemption timer: it counts once when the TSC has counted 2 to the power of this.
+    pub preemption_timer_shift: Option<u32>,
     /// Bits that must be 1, and bits that may be 1, in CR0 and CR4 under VMX.
     pub cr0_fixed: (u64, u64),
     pub cr4_fixed: (u64, u64),
@@ -182,6 +185,9 @@ impl Caps {
             pick(msr::EXIT, msr::TRUE_EXIT),
             pick(msr::ENTRY, msr::TRUE_ENTRY),
         );
+        // The timer is only switched on where it is wanted (`VmxVcpu::set_guard`).
+        let has_timer = (pin >> 32) as u32 & OPTIONAL_PIN.bits() != 0;
+        let preemption_timer_shift = has_timer.then(|| rdmsr(msr::MISC) as u32 & 31);
         let has_secondary = (primary >> 32) as u32 & Primary::SECONDARY_CONTROLS.bits() != 0;
         let secondary = if has_secondary { rdmsr(msr::SECONDARY) } else { 0 };
         let has_ept = (secondary >> 32) as u32 & Secondary::ENABLE_EPT.bits() != 0;
@@ -199,6 +205,7 @@ impl Caps {
             })
         };
         let pin = take("pin-based", |b| flag_names(&Pin::from_bits_truncate(b)), choose(pin, REQUIRED_PIN.bits(), 0));
+
         let primary = take(
             "primary",
             |b| flag_names(&Primary::from_bits_truncate(b)),
@@ -239,6 +246,7 @@ impl Caps {
             entry,
             chosen_secondary: Secondary::from_bits_truncate(secondary),
             ept,
+            preemption_timer_shift,
             cr0_fixed: (rdmsr(msr::CR0_FIXED0), rdmsr(msr::CR0_FIXED1)),
             cr4_fixed: (rdmsr(msr::CR4_FIXED0), rdmsr(msr::CR4_FIXED1)),
         })
@@ -287,6 +295,7 @@ mod tests {
         match msr {
             msr::BASIC => 1 << 55 | 0x2a,
             msr::EPT_VPID => u64::MAX,
+            msr::MISC => 5,
             msr::CR0_FIXED0 => 0x8000_0021,
             msr::CR4_FIXED0 => 0x2000,
             msr::CR0_FIXED1 | msr::CR4_FIXED1 => u64::MAX,
@@ -300,6 +309,8 @@ mod tests {
         assert_eq!(caps.revision, 0x2a);
         assert!(caps.has(Secondary::ENABLE_VPID | Secondary::ENABLE_EPT));
         assert_eq!(caps.fix_guest_cr0(0), 0x20);
+        assert_eq!(caps.preemption_timer_shift, Some(5));
+        assert_eq!(caps.pin & Pin::PREEMPTION_TIMER.bits(), 0, "it is off unless it is wanted");
     }
 
     #[test]

@@ -30,6 +30,7 @@ mod reason {
     pub const EPT_VIOLATION: u16 = 48;
     pub const EPT_MISCONFIGURATION: u16 = 49;
     pub const INVEPT: u16 = 50;
+    pub const PREEMPTION_TIMER: u16 = 52;
     pub const INVVPID: u16 = 53;
     pub const WBINVD: u16 = 54;
     pub const XSETBV: u16 = 55;
@@ -57,6 +58,8 @@ pub fn decode_exit(raw: u32) -> Exit {
         reason::CONTROL_REGISTER => control(),
         reason::EXCEPTION_OR_NMI => exception(),
         reason::NMI_WINDOW => Exit::NmiWindow,
+        // Whatever there is to do has asked for an interrupt.
+        reason::PREEMPTION_TIMER => Exit::InterruptPending,
         reason::TRIPLE_FAULT => Exit::TripleFault,
         reason::INVD | reason::WBINVD => Exit::CacheFlush,
         reason::XSETBV => Exit::SetExtendedControl,

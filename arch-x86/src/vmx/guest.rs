@@ -3,7 +3,7 @@
 use mm::Memory;
 use mm::addr::Mfn;
 
-use super::caps::{Caps, EntryControls, Primary, Secondary};
+use super::caps::{Caps, EntryControls, Pin, Primary, Secondary};
 use super::entry::{self, Entered};
 use super::field::*;
 use super::vmcs::{self, Vmcs, VmxError, read, write};
@@ -251,6 +251,16 @@ impl VmxVcpu {
     #[inline]
     pub fn set_interrupt_window(&mut self, open: bool) {
         self.set_primary(Primary::INTERRUPT_WINDOW_EXITING, open);
+    }
+
+    /// Has the guest leave after so many ticks of the TSC at a stretch, whatever its RFLAGS.IF.
+    pub fn set_guard(&mut self, ticks: Option<u64>) {
+        let Some(shift) = self.caps.preemption_timer_shift else { return };
+        let on = if ticks.is_some() { Pin::PREEMPTION_TIMER.bits() } else { 0 };
+        write(PIN_CONTROLS, self.caps.pin | on);
+        if let Some(ticks) = ticks {
+            write(PREEMPTION_TIMER, u32::try_from(ticks >> shift).unwrap_or(u32::MAX));
+        }
     }
 
     pub fn set_nmi_window(&mut self, open: bool) {
