@@ -122,8 +122,10 @@ impl Devices {
                     self.bind(domain, gsi.0, Wiring { level, active_low });
                 }
                 Effect::Masked(gsi) => {
-                    self.with_binding(gsi.0, |binding| binding.wanted = false);
-                    io::set_masked(gsi.0, true);
+                    // A physical pin that the domain never had is not its to mask.
+                    if self.with_binding(gsi.0, |binding| binding.wanted = false).is_some() {
+                        io::set_masked(gsi.0, true);
+                    }
                 }
                 Effect::Eoi(gsi) => self.finish(gsi.0),
             }

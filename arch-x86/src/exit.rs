@@ -49,6 +49,11 @@ pub enum Exit {
     InterruptPending,
     Nmi,
     MachineCheck,
+    /// An exception of the guest's own, which is to be raised in it.
+    Exception {
+        vector: u8,
+        error: Option<u32>,
+    },
     /// The guest can take an interrupt now; the window that was asked for is closed again.
     InterruptWindow,
     NmiWindow,

@@ -86,6 +86,25 @@ pub fn read_debug_registers() -> [u64; 5] {
     [a, b, c, d, status]
 }
 
+/// DR6, which is the guest's while it is on the CPU.
+pub fn read_debug_status() -> u64 {
+    let value: u64;
+    // SAFETY: as for `read_debug_registers`.
+    unsafe { asm!("mov {0}, dr6", out(reg) value, options(nostack, nomem, preserves_flags)) };
+    value
+}
+
+pub fn write_debug_status(value: u64) {
+    // SAFETY: the register only reports; its high half must be zero.
+    unsafe { asm!("mov dr6, {0}", in(reg) value & 0xffff_ffff, options(nostack, nomem, preserves_flags)) };
+}
+
+/// Writes the caches back and empties them.
+pub fn write_back_caches() {
+    // SAFETY: WBINVD changes nothing that a program sees.
+    unsafe { asm!("wbinvd", options(nostack, preserves_flags)) };
+}
+
 pub fn write_debug_registers(values: &[u64; 5]) {
     let [a, b, c, d, status] = *values;
     // SAFETY: with DR7 zero the addresses match nothing.

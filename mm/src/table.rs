@@ -66,7 +66,17 @@ impl PageKind {
     /// Whether the guest may execute what is there.
     #[inline]
     pub const fn executable(self) -> bool {
-        matches!(self, Self::Ram | Self::RamReadOnly | Self::LogDirty | Self::Foreign | Self::ForeignRo)
+        // Device memory as well: an option ROM is there to be executed, and what a process is given of a device's it may try.
+        matches!(
+            self,
+            Self::Ram
+                | Self::RamReadOnly
+                | Self::LogDirty
+                | Self::Foreign
+                | Self::ForeignRo
+                | Self::Mmio
+                | Self::MmioReadOnly
+        )
     }
 
     /// Whether memory is there, which the host may copy from on the guest's behalf; devices' registers are not.

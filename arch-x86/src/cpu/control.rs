@@ -20,6 +20,8 @@ pub struct Protections {
     /// User mode cannot read the descriptor-table registers.
     pub umip: bool,
     pub global_pages: bool,
+    /// Machine checks are exceptions, and not the end without a word.
+    pub machine_checks: bool,
     /// Pages of 1 GiB.
     pub huge_pages: bool,
 }
@@ -37,6 +39,7 @@ impl Protections {
             smap: structured(ExtendedFeatures::has_smap),
             umip: structured(ExtendedFeatures::has_umip),
             global_pages: cpuid.get_feature_info().is_some_and(|has| has.has_pge()),
+            machine_checks: cpuid.get_feature_info().is_some_and(|has| has.has_mce()),
             huge_pages: extended.is_some_and(|has| has.has_1gib_pages()),
         }
     }
@@ -49,6 +52,7 @@ impl Protections {
     pub unsafe fn enable(self) {
         let mut cr4 = Cr4::read();
         cr4.set(Cr4Flags::PAGE_GLOBAL, self.global_pages);
+        cr4.set(Cr4Flags::MACHINE_CHECK_EXCEPTION, self.machine_checks);
         cr4.set(Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION, self.smep);
         cr4.set(Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION, self.smap);
         cr4.set(Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION, self.umip);

@@ -13,6 +13,7 @@ pub mod cr0 {
 
 pub mod cr4 {
     pub const PAE: u64 = 1 << 5;
+    pub const MCE: u64 = 1 << 6;
     pub const VMXE: u64 = 1 << 13;
 }
 

@@ -92,11 +92,11 @@ const TOP_MEM: u32 = 0xc001_001a;
 const TOP_MEM2: u32 = 0xc001_001d;
 const DE_CFG: u32 = 0xc001_1029;
 
-/// What may be shown of IA32_ARCH_CAPABILITIES: that a flaw is absent, or that VERW or IBRS helps. No bit that promises
-/// another MSR.
+/// What may be shown of IA32_ARCH_CAPABILITIES: that a flaw is absent, or that VERW helps. No bit that promises another MSR: so neither that
+/// enhanced IBRS does, nor what goes with it (1, 19, 20, 24), since IA32_SPEC_CTRL is not switched.
 #[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "evaluated at compile time")]
 const ARCH_CAPABILITIES_SHOWN: u64 = {
-    const BITS: &[u8] = &[0, 1, 2, 4, 5, 6, 8, 13, 14, 15, 17, 19, 20, 24, 26, 27, 28, 62];
+    const BITS: &[u8] = &[0, 2, 4, 5, 6, 8, 13, 14, 15, 17, 26, 27, 28, 62];
     let mut mask = 0;
     let mut i = 0;
     while i < BITS.len() {

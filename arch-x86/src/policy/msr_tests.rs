@@ -192,9 +192,14 @@ fn a_guest_that_owns_no_hardware_is_not_told_of_it() {
 #[test]
 fn arch_capabilities_promises_no_further_msr() {
     let MsrRead::Value(value) = read(0x10a) else { panic!("ARCH_CAPABILITIES is not answered") };
-    for (name, bit) in
-        [("TSX_CTRL", 7), ("MCU_CTRL", 9), ("MISC_PKG_CTRL", 10), ("FB_CLEAR_CTRL", 18), ("XAPIC_STATUS", 21)]
-    {
+    for (name, bit) in [
+        ("IBRS_ALL", 1),
+        ("TSX_CTRL", 7),
+        ("MCU_CTRL", 9),
+        ("MISC_PKG_CTRL", 10),
+        ("FB_CLEAR_CTRL", 18),
+        ("XAPIC_STATUS", 21),
+    ] {
         assert_eq!(value >> bit & 1, 0, "{name}");
     }
     assert_eq!(value & 1, 1, "RDCL_NO is the host's");

@@ -12,15 +12,14 @@ use crate::event::Event;
 use crate::segment::StartState;
 
 impl Running<'_> {
-    /// Before every entry; with nothing pending it is a few loads.
+    /// Before every entry: whether there is something to prepare. With nothing pending it is a few loads.
     #[inline]
-    pub(super) fn prepare_events(&mut self) {
-        if self.vcpu.machine.wants_attention() || !self.context.pending.is_empty() {
-            self.prepare_pending();
-        }
+    pub(super) fn has_events(&self) -> bool {
+        self.vcpu.machine.wants_attention() || !self.context.pending.is_empty()
     }
 
-    fn prepare_pending(&mut self) {
+    /// Puts in place what is injected at the entry.
+    pub(super) fn prepare_events(&mut self) {
         let shared = &self.vcpu.machine;
         if shared.lapic_due.swap(false, Ordering::AcqRel) {
             self.expire_lapic_timer();
@@ -37,6 +36,9 @@ impl Running<'_> {
             if self.context.engine.accepts_nmi() {
                 shared.inbox.take_nmi();
                 self.context.pending.redeliver(Event::Nmi);
+                if self.next_interrupt().is_some() {
+                    self.context.engine.set_interrupt_window(true);
+                }
                 return;
             }
             self.context.engine.set_nmi_window(true);
@@ -82,7 +84,9 @@ impl Running<'_> {
         if shared.lapic_due.swap(false, Ordering::AcqRel) {
             self.expire_lapic_timer();
         }
-        shared.inbox.nmi_pending() || shared.inbox.startup_pending() || self.next_interrupt().is_some()
+        // With interrupts off none of them would wake it.
+        let interrupt = self.context.engine.interrupts_enabled() && self.next_interrupt().is_some();
+        shared.inbox.nmi_pending() || shared.inbox.startup_pending() || interrupt
     }
 
     fn expire_lapic_timer(&mut self) {

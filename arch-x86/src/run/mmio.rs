@@ -66,6 +66,11 @@ impl Running<'_> {
         {
             return Next::Enter;
         }
+        if access.fetch && self.context.engine.privilege() == 3 {
+            // A process that may map such a place is no reason to stop them all.
+            self.context.raise_general_protection();
+            return Next::Enter;
+        }
         if access.fetch {
             return self.crash_at(access, "executes where no code can be");
         }

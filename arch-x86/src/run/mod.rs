@@ -173,7 +173,13 @@ impl Running<'_> {
             if self.context.engine.take_single_step() {
                 self.context.raise(exception::DEBUG, None);
             }
-            self.prepare_events();
+            if self.has_events() {
+                self.prepare_events();
+                // An INIT takes a vCPU out of the running.
+                if !self.vcpu.is_runnable() {
+                    continue;
+                }
+            }
             if self.context.triple_fault {
                 self.crash("triple fault");
                 return;
@@ -216,7 +222,15 @@ impl Running<'_> {
                 Next::Enter
             }
             Exit::CacheFlush => {
+                // Whoever drives devices may have to: not all of them look into the caches.
+                if self.domain.is_control() {
+                    host::write_back_caches();
+                }
                 self.context.engine.advance();
+                Next::Enter
+            }
+            Exit::Exception { vector, error } => {
+                self.context.raise(vector, error);
                 Next::Enter
             }
             Exit::Nmi => {

@@ -3,6 +3,7 @@
 use mm::addr::GuestPhys;
 
 use crate::decode::{self, Intercept, Mode};
+use crate::event::exception;
 use crate::exit::{ControlAccess, Exit, PageAccess, PortAccess};
 use crate::regs::GuestRegs;
 
@@ -11,6 +12,8 @@ mod code {
     pub const CR15_READ: u64 = 0x0f;
     pub const CR0_WRITE: u64 = 0x10;
     pub const CR15_WRITE: u64 = 0x1f;
+    pub const DEBUG: u64 = 0x41;
+    pub const ALIGNMENT_CHECK: u64 = 0x51;
     pub const MACHINE_CHECK: u64 = 0x52;
     pub const INTERRUPT: u64 = 0x60;
     pub const NMI: u64 = 0x61;
@@ -79,6 +82,11 @@ pub fn told(code: u64, info: [u64; 2]) -> Told {
             Told::Exit(Exit::Undefined)
         }
         code::MACHINE_CHECK => Told::Exit(Exit::MachineCheck),
+        // DR6 and DR7 are as the delivery wants them (15.12.2).
+        code::DEBUG => Told::Exit(Exit::Exception { vector: exception::DEBUG, error: None }),
+        code::ALIGNMENT_CHECK => {
+            Told::Exit(Exit::Exception { vector: exception::ALIGNMENT_CHECK, error: Some(info[0] as u32) })
+        }
         code::INVALID => Told::Exit(Exit::EntryFailed(u32::MAX)),
         other => Told::Exit(Exit::Unexpected(other as u32)),
     }

@@ -26,12 +26,15 @@ const DR7_AT_RESET: u64 = 0x400;
 const SINGLE_STEP: u64 = 1 << 14;
 
 /// What always exits, in effect the same as under VMX.
-const ALWAYS: [super::vmcb::Intercept; 27] = [
+const ALWAYS: [super::vmcb::Intercept; 29] = [
     intercept::CR8_READ,
     intercept::CR4_WRITE,
     intercept::CR8_WRITE,
     intercept::CR0_SELECTIVE_WRITE,
     intercept::MACHINE_CHECK,
+    // A guest can make the delivery of one of these raise the next without end: as exits they end, and come again by injection.
+    intercept::DEBUG,
+    intercept::ALIGNMENT_CHECK,
     intercept::INTERRUPT,
     intercept::NMI,
     intercept::RDPMC,
@@ -321,7 +324,11 @@ impl SvmVcpu {
     }
 
     pub fn advance_by(&mut self, length: u64) {
-        self.go_on_at(self.vmcb.rip().wrapping_add(length));
+        let rip = self.vmcb.rip();
+        let next = rip.wrapping_add(length);
+        // Outside of 64-bit code RIP has 32 bits and wraps there.
+        let wraps = (rip ^ next) >> 32 != 0 && !self.in_64_bit_mode();
+        self.go_on_at(if wraps { next & u64::from(u32::MAX) } else { next });
     }
 
     /// The one place where RIP advances, with the shadow of STI and MOV SS gone and a single step noted.

@@ -144,8 +144,11 @@ const REQUIRED_EXIT: ExitControls = ExitControls::SAVE_DEBUG_CONTROLS
     .union(ExitControls::LOAD_EFER);
 const REQUIRED_ENTRY: EntryControls =
     EntryControls::LOAD_DEBUG_CONTROLS.union(EntryControls::LOAD_PAT).union(EntryControls::LOAD_EFER);
-const REQUIRED_EPT: EptVpid =
-    EptVpid::WALK_LENGTH_4.union(EptVpid::MEMORY_TYPE_WB).union(EptVpid::PAGES_2M).union(EptVpid::INVEPT);
+const REQUIRED_EPT: EptVpid = EptVpid::WALK_LENGTH_4
+    .union(EptVpid::MEMORY_TYPE_WB)
+    .union(EptVpid::PAGES_2M)
+    .union(EptVpid::INVEPT)
+    .union(EptVpid::INVEPT_SINGLE);
 
 /// The capabilities of one CPU and the controls chosen from them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -194,7 +197,7 @@ impl Caps {
         let ept = EptVpid::from_bits_truncate(if has_ept { rdmsr(msr::EPT_VPID) } else { 0 });
 
         let mut wanted = OPTIONAL_SECONDARY;
-        if !wishes.vpid || !ept.contains(EptVpid::INVVPID) {
+        if !wishes.vpid || !ept.contains(EptVpid::INVVPID | EptVpid::INVVPID_SINGLE) {
             wanted.remove(Secondary::ENABLE_VPID);
         }
         let mut missing: Vec<(&str, String)> = Vec::new();

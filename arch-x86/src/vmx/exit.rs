@@ -3,7 +3,8 @@
 use mm::addr::GuestPhys;
 
 use super::field::*;
-use super::vmcs::read;
+use super::vmcs::{read, write};
+use crate::event::exception;
 use crate::exit::{ControlAccess, Exit, PageAccess, PortAccess};
 
 mod reason {
@@ -95,7 +96,7 @@ fn guest_page() -> Exit {
     // IRET's unblocking of NMIs is undone if the access faulted (bit 12).
     if qualification & 1 << 12 != 0 && read(VECTORING_EVENT) & 1 << 31 == 0 {
         let interruptibility = read(GUEST_INTERRUPTIBILITY);
-        super::vmcs::write(GUEST_INTERRUPTIBILITY, interruptibility | 1 << 3);
+        write(GUEST_INTERRUPTIBILITY, interruptibility | 1 << 3);
     }
     Exit::GuestPage(PageAccess {
         at: GuestPhys(read(GUEST_PHYSICAL_ADDRESS)),
@@ -118,11 +119,39 @@ fn control() -> Exit {
     })
 }
 
+#[cold]
 fn exception() -> Exit {
+    const HARDWARE: u32 = 3;
+    const PRIVILEGED_SOFTWARE: u32 = 5;
     let event = read(EXIT_EVENT);
     match (event >> 8 & 7, event as u8) {
         (2, _) => Exit::Nmi,
-        (_, 18) => Exit::MachineCheck,
+        (_, exception::MACHINE_CHECK) => Exit::MachineCheck,
+        (HARDWARE, exception::DEBUG) => debug(read(EXIT_QUALIFICATION)),
+        // INT1: nothing is in DR6 for it, and it is a trap.
+        (PRIVILEGED_SOFTWARE, exception::DEBUG) => {
+            write(GUEST_RIP, read(GUEST_RIP).wrapping_add(u64::from(read(EXIT_INSTRUCTION_LENGTH))));
+            debug(0)
+        }
+        (HARDWARE, exception::ALIGNMENT_CHECK) => {
+            Exit::Exception { vector: exception::ALIGNMENT_CHECK, error: Some(read(EXIT_EVENT_ERROR)) }
+        }
         (_, vector) => Exit::Unexpected(0x100 | u32::from(vector)),
     }
+}
+
+/// A debug exception that exits leaves to its taker what its delivery would have done: the causes in DR6, DR7.GD and the last-branch records
+/// off, the shadow of STI or MOV SS over (SDM Vol. 3, 28.1 and table 28-1).
+fn debug(causes: u64) -> Exit {
+    const BREAKPOINTS: u64 = 0xf;
+    const OTHERS: u64 = 1 << 13 | 1 << 14;
+    /// Not in a transactional region: a cause that DR6 shows by zero.
+    const RTM: u64 = 1 << 16;
+    let status = crate::host::read_debug_status();
+    let status = (status & !BREAKPOINTS | causes & (BREAKPOINTS | OTHERS) | RTM) ^ (causes & RTM);
+    crate::host::write_debug_status(status);
+    write(GUEST_DR7, read(GUEST_DR7) & !(1 << 13));
+    write(GUEST_DEBUGCTL, read(GUEST_DEBUGCTL) & !1);
+    write(GUEST_INTERRUPTIBILITY, read(GUEST_INTERRUPTIBILITY) & !0b11);
+    Exit::Exception { vector: exception::DEBUG, error: None }
 }

@@ -10,7 +10,7 @@ use super::vmcs::{self, Vmcs, VmxError, read, write};
 use super::{decode_exit, invept_if_changed};
 use crate::cpu::registers::{PAT_AT_RESET, cr0, cr4, efer, rflags};
 use crate::engine::{HostState, Resources};
-use crate::event::{Event, Pending, SoftwareKind};
+use crate::event::{Event, Pending, SoftwareKind, exception};
 use crate::exit::Exit;
 use crate::msr::{rdmsr, wrmsr};
 use crate::policy::msr::DeviceMsr;
@@ -19,6 +19,14 @@ use crate::segment::{Segment, SegmentAccess, SegmentRegister, StartState};
 
 /// CR0 bits that stay Corten's: NE is fixed by VMX, CD and NW are shadowed.
 const CR0_OWNED: u64 = cr0::NE | cr0::CD | cr0::NW;
+
+/// CR4 bits that stay Corten's: VMXE is fixed by VMX, and a machine check must reach the host whatever the guest thinks of it.
+const CR4_OWNED: u64 = cr4::VMXE | cr4::MCE;
+
+/// #MC is the host's. #DB and #AC are the guest's, but a guest can make the delivery of one raise the next without end, and without an exit
+/// nothing else would ever get the CPU again: here each round is one.
+const INTERCEPTED_EXCEPTIONS: u32 =
+    1 << exception::MACHINE_CHECK | 1 << exception::DEBUG | 1 << exception::ALIGNMENT_CHECK;
 
 /// Interruptibility (SDM Vol. 3, 25.4.2).
 const BLOCKED_BY_STI_OR_MOV_SS: u32 = 0b11;
@@ -113,7 +121,7 @@ impl VmxVcpu {
         write(SECONDARY_CONTROLS, self.caps.secondary);
         write(EXIT_CONTROLS, self.caps.exit);
         write(ENTRY_CONTROLS, self.caps.entry & !EntryControls::IA32E_MODE_GUEST.bits());
-        write(EXCEPTION_BITMAP, 1u32 << 18);
+        write(EXCEPTION_BITMAP, INTERCEPTED_EXCEPTIONS);
         for field in [
             PAGE_FAULT_MASK,
             PAGE_FAULT_MATCH,
@@ -146,10 +154,10 @@ impl VmxVcpu {
         write(GUEST_EFER, 0u64);
 
         write(CR0_GUEST_HOST_MASK, CR0_OWNED);
-        write(CR4_GUEST_HOST_MASK, !r.cr4_allowed);
+        write(CR4_GUEST_HOST_MASK, !r.cr4_allowed | CR4_OWNED);
         self.set_cr0_raw(start.cr0);
         write(CR4_READ_SHADOW, 0u64);
-        write(GUEST_CR4, self.caps.fix_cr4(0));
+        write(GUEST_CR4, self.caps.fix_cr4(cr4::MCE));
         write(GUEST_CR3, 0u64);
         write(GUEST_DR7, 0x400u64);
         write(GUEST_RSP, 0u64);
@@ -171,6 +179,15 @@ impl VmxVcpu {
         write(GUEST_GDTR_LIMIT, 0xffffu32);
         write(GUEST_IDTR_BASE, 0u64);
         write(GUEST_IDTR_LIMIT, 0xffffu32);
+        self.drop_translations();
+    }
+
+    /// Drops the guest's cached linear translations, where its own instructions would have: they are tagged, and stay over exits and entries
+    /// (SDM Vol. 3, 29.4.3.4).
+    fn drop_translations(&self) {
+        if self.caps.has(Secondary::ENABLE_VPID) {
+            vmcs::invvpid(self.resources.number);
+        }
     }
 
     /// Enters the guest and says why it came back. A pending event is injected.
@@ -291,7 +308,13 @@ impl VmxVcpu {
     }
 
     pub fn advance_by(&mut self, length: u64) {
-        write(GUEST_RIP, read(GUEST_RIP).wrapping_add(length));
+        let rip = read(GUEST_RIP);
+        let mut next = rip.wrapping_add(length);
+        // Outside of 64-bit code RIP has 32 bits and wraps there; the entry would fail with more (SDM Vol. 3, 27.3.1.4).
+        if (rip ^ next) >> 32 != 0 && !self.in_64_bit_mode() {
+            next &= u64::from(u32::MAX);
+        }
+        write(GUEST_RIP, next);
         let interruptibility = read(GUEST_INTERRUPTIBILITY);
         if interruptibility & BLOCKED_BY_STI_OR_MOV_SS != 0 {
             write(GUEST_INTERRUPTIBILITY, interruptibility & !BLOCKED_BY_STI_OR_MOV_SS);
@@ -330,7 +353,7 @@ impl VmxVcpu {
 
     #[inline]
     pub fn cr4(&self) -> u64 {
-        read(GUEST_CR4) & !cr4::VMXE
+        (read(GUEST_CR4) & !CR4_OWNED) | (read(CR4_READ_SHADOW) & CR4_OWNED)
     }
 
     #[inline]
@@ -348,17 +371,24 @@ impl VmxVcpu {
         let paging = value & cr0::PG != 0;
         let efer = self.efer();
         let long = paging && efer & efer::LME != 0;
+        if (value ^ self.cr0()) & cr0::PG != 0 {
+            self.drop_translations();
+        }
         self.set_efer_raw(if long { efer | efer::LMA } else { efer & !efer::LMA });
         self.set_cr0_raw(value);
     }
 
     pub fn set_cr3(&mut self, value: u64) {
         write(GUEST_CR3, value);
+        self.drop_translations();
     }
 
     pub fn set_cr4(&mut self, value: u64) {
+        if (value ^ self.cr4()) & !CR4_OWNED != 0 {
+            self.drop_translations();
+        }
         write(CR4_READ_SHADOW, value);
-        write(GUEST_CR4, self.caps.fix_cr4(value));
+        write(GUEST_CR4, self.caps.fix_cr4(value | cr4::MCE));
     }
 
     fn set_efer_raw(&mut self, value: u64) {

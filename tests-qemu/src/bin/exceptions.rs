@@ -31,7 +31,10 @@ fn main(t: &mut Tests) {
         Some(3),
     );
 
+    t.equal("INT1 is #DB", probe::vector(probe::run(&[0xf1], &mut Registers::default())), Some(1));
+
     single_step(t);
+    debug(t);
     nmi(t);
     interrupts(t);
     control_registers(t);
@@ -43,6 +46,7 @@ fn single_step(t: &mut Tests) {
         frame.rflags &= !0x100;
         cpu::write64(seen(), frame.rip);
     });
+    let before = fault::count(1);
     let after: u64;
     // SAFETY: sets TF, executes CPUID (an exit), and expects the trap before the next instruction.
     unsafe {
@@ -50,7 +54,32 @@ fn single_step(t: &mut Tests) {
             "2: lea r9, [rip + 2b]", "pop rbx", out("r9") after, out("rax") _, out("rcx") _, out("rdx") _)
     };
     t.equal("single step over CPUID", cpu::read64(seen()), after);
-    t.equal("one #DB", fault::count(1), 1);
+    t.equal("one #DB", fault::count(1) - before, 1);
+    t.equal("DR6 says that it was a single step", debug_status() & 0xe00f, 0x4000);
+}
+
+fn debug_status() -> u64 {
+    let value;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, dr6", out(reg) value, options(nomem, nostack)) };
+    value
+}
+
+/// A breakpoint of the CPU's.
+fn debug(t: &mut Tests) {
+    fault::on_interrupt(1, |frame| {
+        // RF: not the same breakpoint again.
+        frame.rflags |= 1 << 16;
+        cpu::write64(seen(), frame.rip);
+    });
+    let at: u64;
+    // SAFETY: a breakpoint on an instruction of its own, switched off again.
+    unsafe {
+        asm!("xor eax, eax", "mov dr6, rax", "lea {0}, [rip + 2f]", "mov dr1, {0}", "mov eax, 0x408", "mov dr7, rax", "2: nop",
+            "mov eax, 0x400", "mov dr7, rax", out(reg) at, out("rax") _)
+    };
+    t.equal("a breakpoint stops before its instruction", cpu::read64(seen()), at);
+    t.equal("DR6 names it", debug_status() & 0xe00f, 2);
 }
 
 fn seen() -> u64 {

@@ -63,10 +63,11 @@ const GUESTS: &[Guest] = &[
     guest("poll_and_yield", "yield, block, poll, watchdog"),
     guest("vmx_instructions", "instructions that a guest is not offered are #UD"),
     guest("fpu_state", "x87, SSE and AVX registers survive exits"),
+    guest("rip_wraps", "an exit at the end of 32-bit memory goes on at its beginning"),
     guest("apic_priority", "the task priority, by its register and by CR8"),
     Guest {
-        // TCG ignores the high half of a value for CR0.
-        machine_differs: &[("qemu", "a high bit of CR0")],
+        // TCG ignores the high half of a value for CR0, and has no INT1.
+        machine_differs: &[("qemu", "a high bit of CR0"), ("qemu", "INT1 is #DB")],
         ..guest("exceptions", "exceptions, NMI, STI shadow, control registers")
     },
     Guest {
