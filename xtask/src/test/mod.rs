@@ -3,6 +3,7 @@
 mod case;
 mod costs;
 mod debian;
+mod devices;
 mod guests;
 mod host;
 mod refusals;
@@ -66,6 +67,7 @@ fn cases() -> Vec<Case> {
     cases.extend(refusals::cases());
     cases.push(costs::case());
     cases.extend(debian::cases());
+    cases.extend(devices::cases());
     cases
 }
 
