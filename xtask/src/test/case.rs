@@ -91,9 +91,9 @@ impl Context<'_> {
             disk: boot.disk,
             cpu: boot.cpu,
             firmware: boot.firmware,
-            devices: boot.devices,
             reboots: boot.reboots,
-            iommu: self.on_xen(),
+            iommu: self.on_xen() && !boot.devices.iter().any(|device| device.contains("iommu")),
+            devices: boot.devices,
             ..Machine::plain(&iso, boot.memory_mib, &logs)
         };
         let mut running = self.engine.start(&machine)?;
