@@ -54,6 +54,9 @@ impl Platform {
         let fadt = tables.read(memory, Signature::FADT).and_then(|table| Fadt::parse(&table));
         let fadt = fadt.map_err(|problem| problems.add(problem)).ok();
         let mcfg = tables.read(memory, Signature::MCFG).map(|table| Mcfg::parse(&table, &mut problems));
+        if mcfg.is_err() {
+            log::info!(target: "acpi", "no MCFG: PCI functions have 256 bytes of configuration space, by ports");
+        }
         let hpet = tables.read(memory, Signature::HPET).and_then(|table| Hpet::parse(&table)).ok();
         let mut iommus = Vec::new();
         for signature in [Signature::DMAR, Signature::IVRS] {
