@@ -55,20 +55,28 @@ for word in $(cat /proc/cmdline); do
 done
 wait
 
-# Each came by messages: AHCI by MSI, the others by MSI-X (kernels before 6.2 do not say which of the two).
 cat /proc/interrupts
 interrupts() { # name, kind, what the line says
     lines=$(grep -E "$3" /proc/interrupts)
-    counts=$(echo "$lines" | awk -v kind="PCI-$2" 'index($0, kind) { for (i = 2; i <= NF && $i ~ /^[0-9]+$/; i++) n += $i } END { print n + 0 }')
+    counts=$(echo "$lines" | awk -v kind="$2" 'index($0, kind) { for (i = 2; i <= NF && $i ~ /^[0-9]+$/; i++) n += $i } END { print n + 0 }')
     check "interrupts $1: by $2" "$([ "$counts" -gt 10 ] && echo yes)" "$lines"
 }
-msix=MSI
-grep -q PCI-MSIX /proc/interrupts && msix=MSIX
-interrupts ahci MSI 'ahci'
-interrupts nvme $msix 'nvme0q[1-9]'
-interrupts virtio_blk $msix 'virtio[0-9]+-req'
-interrupts virtio_net $msix 'virtio[0-9]+-(in|out)put'
-interrupts e1000e $msix 'eth[0-9]-(rx|tx)'
+if grep -q pci=nomsi /proc/cmdline; then
+    # By lines, which more than one device is on.
+    interrupts ahci IO-APIC 'fasteoi.*ahci'
+    interrupts nvme IO-APIC 'fasteoi.*nvme0q'
+    interrupts virtio IO-APIC 'fasteoi.*virtio[0-9]'
+    interrupts e1000e IO-APIC 'fasteoi.*eth[0-9]'
+else
+    # By messages: AHCI by MSI, the others by MSI-X (kernels before 6.2 do not say which of the two).
+    msix=PCI-MSI
+    grep -q PCI-MSIX /proc/interrupts && msix=PCI-MSIX
+    interrupts ahci PCI-MSI 'ahci'
+    interrupts nvme $msix 'nvme0q[1-9]'
+    interrupts virtio_blk $msix 'virtio[0-9]+-req'
+    interrupts virtio_net $msix 'virtio[0-9]+-(in|out)put'
+    interrupts e1000e $msix 'eth[0-9]-(rx|tx)'
+fi
 
 for word in WARNING: BUG: 'Call Trace' 'I/O error' 'NETDEV WATCHDOG' 'failed command' 'timeout, ' 'irq .*nobody cared' 'BAR .*(failed|no space)'; do
     check "kernel log: no $word" "$(dmesg | grep -v 'Speculative Return Stack Overflow: WARNING:' | grep -qE "$word" || echo yes)" \

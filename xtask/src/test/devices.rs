@@ -35,31 +35,61 @@ const DISKS: &[(&str, &str)] = &[
     ("virtio", "virtio-blk-pci,bus=conventional,addr=1"),
 ];
 
+/// One way to run it.
+#[derive(Clone, Copy)]
+struct Variant {
+    name: &'static str,
+    about: &'static str,
+    suite: &'static str,
+    firmware: Firmware,
+    cpus: u32,
+    kernel_args: &'static str,
+}
+
+const PLAIN: Variant = Variant {
+    name: "debian13_devices",
+    about: "AHCI, NVMe, virtio and e1000e carry data, all at once",
+    suite: "trixie",
+    firmware: Firmware::Bios,
+    cpus: 1,
+    kernel_args: "",
+};
+const VARIANTS: [Variant; 4] = [
+    PLAIN,
+    // OVMF puts every 64-bit BAR above 4 GiB, and interrupts move between the CPUs.
+    Variant {
+        name: "debian13_devices_uefi",
+        about: "the same, started by UEFI, with two CPUs",
+        firmware: Firmware::Uefi,
+        cpus: 2,
+        ..PLAIN
+    },
+    Variant {
+        name: "debian13_devices_intx",
+        about: "the same over interrupt lines that the devices share",
+        kernel_args: " pci=nomsi",
+        ..PLAIN
+    },
+    Variant { name: "debian12_devices", suite: "bookworm", ..PLAIN },
+];
+
 pub fn cases() -> Vec<Case> {
-    let releases = [
-        ("13", "trixie", Firmware::Bios, ""),
-        ("13", "trixie", Firmware::Uefi, "_uefi"),
-        ("12", "bookworm", Firmware::Bios, ""),
-    ];
-    releases
+    VARIANTS
         .into_iter()
-        .map(|(release, suite, firmware, suffix)| Case {
+        .map(|variant| Case {
             engines: |engine| matches!(engine, Engine::Qemu(_)),
-            run: Box::new(move |context| run(context, suite, firmware)),
-            ..debian::case(
-                &format!("debian{release}_devices{suffix}"),
-                "AHCI, NVMe, virtio and e1000e carry data, all at once",
-                suite,
-                false,
-            )
+            run: Box::new(move |context| run(context, &variant)),
+            ..debian::case(variant.name, variant.about, variant.suite, false)
         })
         .collect()
 }
 
-fn run(context: &Context<'_>, suite: &str, firmware: Firmware) -> Result<()> {
+fn run(context: &Context<'_>, variant: &Variant) -> Result<()> {
     std::fs::create_dir_all(&context.logs)?;
-    let mut boot = debian::boot(suite, "devices", context.engine.dom0_modules())?;
-    boot.firmware = firmware;
+    let mut boot = debian::boot(variant.suite, "devices", context.engine.dom0_modules())?;
+    boot.firmware = variant.firmware;
+    boot.cpus = variant.cpus;
+    boot.corten_args.push_str(&format!(" dom0_max_vcpus={}", variant.cpus));
     boot.limit = 400;
     let mut device = |kind: &str, text: String| boot.devices.extend([format!("-{kind}"), text]);
     for bridge in BRIDGES {
@@ -83,7 +113,7 @@ fn run(context: &Context<'_>, suite: &str, firmware: Firmware) -> Result<()> {
         device("device", format!("{model},netdev={driver},bus={bus}"));
     }
     if let Some(kernel) = boot.modules.first_mut() {
-        kernel.args.push_str(&format!(" corten.net={}", words.join(",")));
+        kernel.args.push_str(&format!("{} corten.net={}", variant.kernel_args, words.join(",")));
     }
     let run = context.boot("run", boot)?;
     for (name, _) in DISKS {
