@@ -406,7 +406,7 @@ fn map_memory(p2m: &P2m<Nested>, platform: &Platform, wanted: &Wanted<'_>, share
         }
         devices.remove(region.start & !(PAGE - 1)..region.end.next_multiple_of(PAGE)).map_err(no_memory)?;
     }
-    // What Corten owns: local APIC and the window of messages, I/O APICs, configuration space, and the HPET but for reading.
+    // What Corten owns: local APIC and the window of messages, I/O APICs, configuration space, IOMMUs, and the HPET but for reading.
     devices.remove(MESSAGES).map_err(no_memory)?;
     for io_apic in &platform.madt.io_apics {
         let at = u64::from(io_apic.address) & !(PAGE - 1);
@@ -414,6 +414,9 @@ fn map_memory(p2m: &P2m<Nested>, platform: &Platform, wanted: &Wanted<'_>, share
     }
     for segment in &platform.mcfg.segments {
         devices.remove(segment.range()).map_err(no_memory)?;
+    }
+    for registers in &platform.iommus {
+        devices.remove(registers.clone()).map_err(no_memory)?;
     }
     if let Some(hpet) = &platform.hpet {
         let at = hpet.registers.address & !(PAGE - 1);
@@ -438,6 +441,9 @@ fn find_pci(p2m: &P2m<Nested>, platform: &Platform, wanted: &Wanted<'_>) -> Resu
     for io_apic in &platform.madt.io_apics {
         let at = u64::from(io_apic.address) & !(PAGE - 1);
         reserved.insert(at..at + PAGE).map_err(no_memory)?;
+    }
+    for registers in &platform.iommus {
+        reserved.insert(registers.clone()).map_err(no_memory)?;
     }
     let bus = Box::new(PciBus::new(Hardware::new(reserved), has_extended_ports()));
     for segment in &platform.mcfg.segments {

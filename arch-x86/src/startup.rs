@@ -2,7 +2,9 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::arch::x86_64::__cpuid_count;
+use core::ops::Range;
 
 use mm::addr::HostPhys;
 use mm::{Memory, Window};
@@ -33,6 +35,8 @@ pub struct Platform {
     pub fadt: Option<Fadt>,
     pub mcfg: Mcfg,
     pub hpet: Option<Hpet>,
+    /// Registers of IOMMUs, which are Corten's even while it does not use them.
+    pub iommus: Vec<Range<u64>>,
 }
 
 impl Platform {
@@ -50,11 +54,21 @@ impl Platform {
         let fadt = tables.read(memory, Signature::FADT).and_then(|table| Fadt::parse(&table));
         let fadt = fadt.map_err(|problem| problems.add(problem)).ok();
         let mcfg = tables.read(memory, Signature::MCFG).map(|table| Mcfg::parse(&table, &mut problems));
+        if mcfg.is_err() {
+            log::info!(target: "acpi", "no MCFG: PCI functions have 256 bytes of configuration space, by ports");
+        }
         let hpet = tables.read(memory, Signature::HPET).and_then(|table| Hpet::parse(&table)).ok();
+        let mut iommus = Vec::new();
+        for signature in [Signature::DMAR, Signature::IVRS] {
+            let Ok(table) = tables.read(memory, signature) else { continue };
+            let found = acpi::iommu::registers(&table, &mut problems);
+            log::info!(target: "acpi", "{signature}: {} IOMMU{}, hidden from Dom0", found.len(), if found.len() == 1 { "" } else { "s" });
+            iommus.extend(found);
+        }
         for problem in problems.iter() {
             log::warn!(target: "acpi", "{problem}");
         }
-        Ok(Platform { tables, madt, fadt, mcfg: mcfg.unwrap_or_default(), hpet })
+        Ok(Platform { tables, madt, fadt, mcfg: mcfg.unwrap_or_default(), hpet, iommus })
     }
 
     /// The registers that switch the machine off and reset it.
@@ -84,7 +98,7 @@ pub struct FoundIoApic {
 /// The boot CPU, ready to run guests.
 pub struct Ready {
     pub engine: Host,
-    pub io_apics: alloc::vec::Vec<FoundIoApic>,
+    pub io_apics: Vec<FoundIoApic>,
 }
 
 /// Brings the boot CPU and the interrupt controllers up. `tables` are the CPU's descriptor tables, `origin` the TSC at system time zero. Any error is one
@@ -175,8 +189,8 @@ fn set_clock(origin: u64) -> Result<(), String> {
     Ok(())
 }
 
-fn init_io_apics(platform: &Platform) -> Result<alloc::vec::Vec<FoundIoApic>, String> {
-    let mut found = alloc::vec::Vec::new();
+fn init_io_apics(platform: &Platform) -> Result<Vec<FoundIoApic>, String> {
+    let mut found = Vec::new();
     for io_apic in &platform.madt.io_apics {
         let at = HostPhys(u64::from(io_apic.address));
         let registers =

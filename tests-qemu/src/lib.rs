@@ -15,6 +15,7 @@ pub mod fault;
 pub mod hypercall;
 pub mod measure;
 pub mod memory;
+pub mod pci;
 pub mod power;
 pub mod probe;
 pub mod start;

@@ -109,6 +109,18 @@ pub fn start_info() -> StartInfo {
     unsafe { (START_INFO.load(Ordering::Relaxed) as *const StartInfo).read_unaligned() }
 }
 
+/// The hexadecimal number behind `name=` on the command line.
+pub fn number(name: &str) -> Option<u64> {
+    let at = start_info().cmdline_paddr;
+    if at == 0 {
+        return None;
+    }
+    // SAFETY: the command line ends with a zero, lies below 4 GiB, and is never written again.
+    let text = unsafe { core::ffi::CStr::from_ptr(at as *const core::ffi::c_char) }.to_str().ok()?;
+    let value = text.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='))?;
+    u64::from_str_radix(value, 16).ok()
+}
+
 unsafe extern "Rust" {
     safe fn guest_main(tests: &mut tests::Tests);
     safe fn guest_name() -> &'static str;

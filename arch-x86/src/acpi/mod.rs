@@ -25,6 +25,7 @@
 
 pub mod dom0;
 mod fadt;
+pub mod iommu;
 mod madt;
 mod mcfg;
 mod problem;

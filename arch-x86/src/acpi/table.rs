@@ -18,6 +18,8 @@ impl Signature {
     pub const FADT: Signature = Signature(*b"FACP");
     pub const MCFG: Signature = Signature(*b"MCFG");
     pub const HPET: Signature = Signature(*b"HPET");
+    pub const DMAR: Signature = Signature(*b"DMAR");
+    pub const IVRS: Signature = Signature(*b"IVRS");
 }
 
 impl fmt::Display for Signature {

@@ -75,8 +75,8 @@ impl Bochs {
         if machine.debug {
             bail!("--debug: Debian's Bochs has no gdb stub; use --engine qemu or kvm");
         }
-        if machine.firmware != Firmware::Bios || !machine.devices.is_empty() {
-            bail!("Bochs has neither UEFI nor other devices; use --engine qemu or kvm");
+        if machine.firmware != Firmware::Bios || machine.board.is_some() || !machine.devices.is_empty() {
+            bail!("Bochs has neither UEFI nor other boards and devices; use --engine qemu or kvm");
         }
         let rc = machine.logs.join("bochsrc");
         std::fs::write(&rc, self.bochsrc(machine, console_port))?;

@@ -50,6 +50,8 @@ pub struct Machine {
     pub disk: Option<PathBuf>,
     pub cpu: Option<String>,
     pub firmware: Firmware,
+    /// Another board than q35, as QEMU names it.
+    pub board: Option<&'static str>,
     /// QEMU's arguments for what else the machine has.
     pub devices: Vec<String>,
     pub debug: bool,
@@ -71,6 +73,7 @@ impl Machine {
             disk: None,
             cpu: None,
             firmware: Firmware::default(),
+            board: None,
             devices: Vec::new(),
             debug: false,
             reboots: false,

@@ -27,8 +27,11 @@ pub fn command(accelerator: Accelerator, machine: &Machine, console_port: u16) -
         Accelerator::Tcg => ("tcg,thread=multi", TCG_CPU),
         Accelerator::Kvm => ("kvm", "host"),
     };
-    let board = if accelerator == Accelerator::Tcg { "q35,kernel-irqchip=off" } else { "q35" };
-    command.args(["-accel", accel, "-M", board, "-cpu", machine.cpu.as_deref().unwrap_or(cpu)]);
+    let mut board = machine.board.unwrap_or("q35").to_string();
+    if accelerator == Accelerator::Tcg {
+        board.push_str(",kernel-irqchip=off");
+    }
+    command.args(["-accel", accel, "-M", &board, "-cpu", machine.cpu.as_deref().unwrap_or(cpu)]);
     command.args(["-m", &machine.memory_mib.to_string(), "-smp", &machine.cpus.to_string()]);
     if machine.iommu {
         command.args(["-device", "amd-iommu"]);

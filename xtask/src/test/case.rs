@@ -41,6 +41,8 @@ pub struct Boot {
     pub cpu: Option<String>,
     pub disk: Option<PathBuf>,
     pub firmware: Firmware,
+    /// Another board than q35, as QEMU names it.
+    pub board: Option<&'static str>,
     /// QEMU's arguments for what else the machine has.
     pub devices: Vec<String>,
     /// A reset is part of the run.
@@ -60,6 +62,7 @@ impl Default for Boot {
             cpu: None,
             disk: None,
             firmware: Firmware::default(),
+            board: None,
             devices: Vec::new(),
             reboots: false,
             limit: 60,
@@ -91,9 +94,10 @@ impl Context<'_> {
             disk: boot.disk,
             cpu: boot.cpu,
             firmware: boot.firmware,
-            devices: boot.devices,
+            board: boot.board,
             reboots: boot.reboots,
-            iommu: self.on_xen(),
+            iommu: self.on_xen() && !boot.devices.iter().any(|device| device.contains("iommu")),
+            devices: boot.devices,
             ..Machine::plain(&iso, boot.memory_mib, &logs)
         };
         let mut running = self.engine.start(&machine)?;

@@ -38,7 +38,7 @@ pub fn cases() -> Vec<Case> {
     cases
 }
 
-fn case(name: &str, about: &'static str, suite: &'static str, quick: bool) -> Case {
+pub fn case(name: &str, about: &'static str, suite: &'static str, quick: bool) -> Case {
     Case {
         name: name.to_string(),
         about,
@@ -51,7 +51,7 @@ fn case(name: &str, about: &'static str, suite: &'static str, quick: bool) -> Ca
 }
 
 /// A boot of Debian's kernel with our initramfs, which runs `script`.
-fn boot(suite: &str, script: &str, modules: &str) -> Result<Boot> {
+pub fn boot(suite: &str, script: &str, modules: &str) -> Result<Boot> {
     let dom0 = Dom0::fetch(suite)?;
     let args = format!("{KERNEL_ARGS} corten.run={script} corten.modules={modules}");
     Ok(Boot {
@@ -114,7 +114,7 @@ fn make_disk(logs: &Path) -> Result<PathBuf> {
 }
 
 /// Every check passed, the script came to its end, and Dom0 powered the machine off.
-fn judge(context: &Context<'_>, run: &Run) -> Result<()> {
+pub fn judge(context: &Context<'_>, run: &Run) -> Result<()> {
     if !context.on_xen() {
         host_is_well(run)?;
     }

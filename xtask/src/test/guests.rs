@@ -3,7 +3,8 @@
 use super::case::{Boot, Case, Context, host_is_well, last_lines, module, nothing_to_prepare};
 use crate::build;
 use crate::console::{End, Run};
-use anyhow::{Result, bail, ensure};
+use crate::engine::Engine;
+use anyhow::{Context as _, Result, bail, ensure};
 
 /// How a guest's run has to end.
 #[derive(Clone, Copy)]
@@ -23,14 +24,39 @@ struct Guest {
     cpus: u32,
     limit: u64,
     ends: Ends,
+    engines: fn(&Engine) -> bool,
+    /// It runs once on each of these.
+    machines: &'static [Equipment],
     /// Checks that real Xen does not pass, and on which engine.
     xen_differs: &'static [(&'static str, &'static str)],
     /// Checks that an engine's emulated machine does not pass, whoever runs on it.
     machine_differs: &'static [(&'static str, &'static str)],
 }
 
+/// What a machine has beside its board's own devices, and what the guest is told of it on its command line.
+#[derive(Clone, Copy)]
+struct Equipment {
+    name: &'static str,
+    /// As QEMU names them.
+    devices: &'static [&'static str],
+    told: &'static str,
+}
+
+const PLAIN: &[Equipment] = &[Equipment { name: "run", devices: &[], told: "" }];
+
 const fn guest(name: &'static str, about: &'static str) -> Guest {
-    Guest { name, about, args: "", cpus: 1, limit: 60, ends: Ends::Done, xen_differs: &[], machine_differs: &[] }
+    Guest {
+        name,
+        about,
+        args: "",
+        cpus: 1,
+        limit: 60,
+        ends: Ends::Done,
+        engines: |_| true,
+        machines: PLAIN,
+        xen_differs: &[],
+        machine_differs: &[],
+    }
 }
 
 const GUESTS: &[Guest] = &[
@@ -98,6 +124,15 @@ const GUESTS: &[Guest] = &[
         machine_differs: &[("qemu", "a hole"), ("qemu", "ADD from a hole")],
         ..guest("mmio_exits", "IO-APIC, local APIC page, holes")
     },
+    Guest {
+        engines: |engine| matches!(engine, Engine::Qemu(_)),
+        machines: &[
+            Equipment { name: "intel", devices: &["intel-iommu"], told: "registers=fed90000" },
+            Equipment { name: "amd", devices: &["amd-iommu"], told: "registers=fed80000" },
+        ],
+        xen_differs: &[("qemu", "no IOMMU by the ports"), ("qemu", "no IOMMU by memory")],
+        ..guest("iommu_hidden", "the IOMMU's tables, function and registers are out of sight")
+    },
 ];
 
 pub fn cases() -> Vec<Case> {
@@ -110,19 +145,24 @@ fn case(guest: Guest) -> Case {
         about: guest.about,
         quick: true,
         on_xen: true,
-        engines: |_| true,
+        engines: guest.engines,
         prepare: nothing_to_prepare(),
-        run: Box::new(move |context| run(&guest, context)),
+        run: Box::new(move |context| {
+            guest.machines.iter().try_for_each(|equipment| {
+                run(&guest, equipment, context).with_context(|| format!("on machine \"{}\"", equipment.name))
+            })
+        }),
     }
 }
 
-fn run(guest: &Guest, context: &Context<'_>) -> Result<()> {
+fn run(guest: &Guest, equipment: &Equipment, context: &Context<'_>) -> Result<()> {
     let vcpus = if guest.cpus > 1 { format!("dom0_max_vcpus={} ", guest.cpus) } else { String::new() };
     let run = context.boot(
-        "run",
+        equipment.name,
         Boot {
             corten_args: format!("dom0_mem=128M {vcpus}{}", guest.args).trim_end().to_string(),
-            modules: vec![module(&build::guest(guest.name), "")],
+            modules: vec![module(&build::guest(guest.name), equipment.told)],
+            devices: equipment.devices.iter().flat_map(|device| ["-device".to_string(), device.to_string()]).collect(),
             cpus: guest.cpus,
             limit: guest.limit,
             until: match guest.ends {

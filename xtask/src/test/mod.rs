@@ -3,6 +3,7 @@
 mod case;
 mod costs;
 mod debian;
+mod devices;
 mod guests;
 mod host;
 mod refusals;
@@ -68,6 +69,7 @@ fn cases() -> Vec<Case> {
     cases.push(costs::case());
     cases.push(sizes::case());
     cases.extend(debian::cases());
+    cases.extend(devices::cases());
     cases
 }
 

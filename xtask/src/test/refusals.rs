@@ -15,8 +15,11 @@ struct Refusal {
     about: &'static str,
     kernel: Kernel,
     args: &'static str,
-    /// A CPU model of Bochs.
+    engines: fn(&Engine) -> bool,
+    /// A CPU model as the engine names it.
     cpu: Option<&'static str>,
+    /// A board of QEMU.
+    board: Option<&'static str>,
     /// All of these are said, on one line.
     says: &'static [&'static str],
     /// It is only said, and the guest runs.
@@ -39,17 +42,45 @@ enum Kernel {
 }
 
 const fn refusal(name: &'static str, about: &'static str, kernel: Kernel, says: &'static [&'static str]) -> Refusal {
-    Refusal { name, about, kernel, args: "dom0_mem=128M", cpu: None, says, goes_on: false }
+    Refusal {
+        name,
+        about,
+        kernel,
+        args: "dom0_mem=128M",
+        engines: |_| true,
+        cpu: None,
+        board: None,
+        says,
+        goes_on: false,
+    }
 }
 
 const REFUSALS: &[Refusal] = &[
     Refusal {
+        engines: in_bochs,
         cpu: Some("p4_prescott_celeron_336"),
         ..refusal("refuses_no_vmx", "a CPU without VMX", Kernel::Guest, &["VMX"])
     },
     Refusal {
+        engines: in_bochs,
         cpu: Some("core2_penryn_t9600"),
         ..refusal("refuses_no_ept", "a CPU without EPT", Kernel::Guest, &["EPT"])
+    },
+    Refusal {
+        engines: in_qemu,
+        cpu: Some("EPYC,-svm"),
+        ..refusal("refuses_no_svm", "an AMD CPU without SVM", Kernel::Guest, &["SVM"])
+    },
+    Refusal {
+        engines: in_qemu,
+        cpu: Some("EPYC,+svm,-npt"),
+        ..refusal("refuses_no_npt", "an AMD CPU without nested paging", Kernel::Guest, &["nested paging (NPT)"])
+    },
+    Refusal {
+        engines: in_qemu,
+        board: Some("pc"),
+        goes_on: true,
+        ..refusal("no_mcfg", "a machine without PCI Express", Kernel::Guest, &["no MCFG"])
     },
     Refusal {
         args: "dom0_mem=64G",
@@ -80,11 +111,19 @@ pub fn cases() -> Vec<Case> {
             about: refusal.about,
             quick: true,
             on_xen: false,
-            engines: |engine| matches!(engine, Engine::Bochs(_)),
+            engines: refusal.engines,
             prepare: Box::new(|| input(refusal.kernel).map(drop)),
             run: Box::new(|context| run(refusal, context)),
         })
         .collect()
+}
+
+fn in_bochs(engine: &Engine) -> bool {
+    matches!(engine, Engine::Bochs(_))
+}
+
+fn in_qemu(engine: &Engine) -> bool {
+    matches!(engine, Engine::Qemu(_))
 }
 
 fn run(refusal: &Refusal, context: &Context<'_>) -> Result<()> {
@@ -98,6 +137,7 @@ fn run(refusal: &Refusal, context: &Context<'_>) -> Result<()> {
             corten_args: refusal.args.to_string(),
             modules,
             cpu: refusal.cpu.map(str::to_string),
+            board: refusal.board,
             limit: 40,
             ..Boot::default()
         },
