@@ -10,13 +10,14 @@ use mm::addr::HostPhys;
 use mm::{Memory, Window};
 use sched::CpuId;
 
-use crate::acpi::{self, Fadt, Hpet, Madt, Mcfg, PhysRead, Problem, RootPointer, Signature, Tables};
+use crate::acpi::{self, AddressSpace, Fadt, Hpet, Madt, Mcfg, PhysRead, Problem, RootPointer, Signature, Tables};
 use crate::apic::{io, local};
 use crate::cpu::gdt::{self, CpuTables};
 use crate::engine::{CpuEngine, Host, HostState, Wishes};
 use crate::percpu::PerCpu;
-use crate::port::outb;
-use crate::time::{self, Clock, Moment};
+use crate::port::{inb, inl, outb};
+use crate::time::calibrate::{Counters, Moment, calibrate};
+use crate::time::{self, Clock};
 use crate::{cpu, fpu, host, machine, paging, power};
 
 /// Physical memory as the ACPI tables are read from it.
@@ -115,7 +116,7 @@ pub fn boot_cpu(
     power::set_ports(platform.power_ports());
     mask_pics();
     init_local_apic()?;
-    set_clock(origin)?;
+    set_clock(platform, origin)?;
     let io_apics = init_io_apics(platform)?;
     let own = engine.enable(memory)?;
     PerCpu::install(CpuId(0), local::id(), host_state(tables, own));
@@ -166,10 +167,73 @@ fn init_local_apic() -> Result<(), String> {
     Ok(())
 }
 
-fn set_clock(origin: u64) -> Result<(), String> {
+/// This machine's counters, for [`calibrate`].
+struct MachineCounters<'a> {
+    platform: &'a Platform,
+    /// Mapped when it is asked for; null where there is none.
+    hpet: Option<*mut u32>,
+}
+
+impl MachineCounters<'_> {
+    /// The place of one of the HPET's registers, by its offset.
+    fn hpet(&mut self, register: usize) -> Option<*mut u32> {
+        const SIZE: usize = 0x400;
+        let hpet = self.platform.hpet.as_ref();
+        let base = *self.hpet.get_or_insert_with(|| {
+            let at =
+                hpet.map(|hpet| hpet.registers).filter(|at| at.space == AddressSpace::Memory && at.address % 8 == 0);
+            let mapped = at.and_then(|at| paging::map_mmio(HostPhys(at.address), SIZE as u64).ok());
+            mapped.map_or(core::ptr::null_mut(), <*mut u8>::cast)
+        });
+        (!base.is_null() && register < SIZE).then(|| base.wrapping_byte_add(register))
+    }
+}
+
+impl Counters for MachineCounters<'_> {
+    fn tsc(&mut self) -> u64 {
+        time::rdtsc()
+    }
+
+    fn read_port(&mut self, port: u16) -> u8 {
+        inb(port)
+    }
+
+    fn write_port(&mut self, port: u16, value: u8) {
+        outb(port, value);
+    }
+
+    fn read_hpet(&mut self, register: usize) -> u32 {
+        // SAFETY: the register lies within the HPET's, which are mapped for good.
+        self.hpet(register).map_or(u32::MAX, |at| unsafe { at.read_volatile() })
+    }
+
+    fn write_hpet(&mut self, register: usize, value: u32) {
+        if let Some(at) = self.hpet(register) {
+            // SAFETY: as for `read_hpet`; its timers touch no memory.
+            unsafe { at.write_volatile(value) };
+        }
+    }
+
+    fn read_pm_timer(&mut self) -> u32 {
+        let timer = self.platform.fadt.as_ref().and_then(|fadt| fadt.pm_timer?.port());
+        timer.map_or(u32::MAX, inl)
+    }
+
+    fn cpuid(&mut self, leaf: u32) -> [u32; 3] {
+        // A leaf beyond the last answers as the last does (SDM Vol. 2, CPUID).
+        if leaf > __cpuid_count(0, 0).eax {
+            return [0; 3];
+        }
+        let answer = __cpuid_count(leaf, 0);
+        [answer.eax, answer.ebx, answer.ecx]
+    }
+}
+
+fn set_clock(platform: &Platform, origin: u64) -> Result<(), String> {
     let mut counts = 0;
     let mut ticks = 0;
-    let khz = time::calibrate(|moment| match moment {
+    let mut counters = MachineCounters { platform, hpet: None };
+    let (khz, source) = calibrate(&mut counters, |moment| match moment {
         Moment::Start => {
             ticks = time::rdtsc();
             local::start_count();
@@ -179,13 +243,14 @@ fn set_clock(origin: u64) -> Result<(), String> {
             ticks = time::rdtsc().wrapping_sub(ticks);
         }
     })
-    .filter(|khz| *khz > 0)
-    .ok_or("the TSC cannot be calibrated: no PIT counts on this machine")?;
+    .ok_or(
+        "the TSC's rate cannot be found: neither PIT, HPET nor ACPI PM timer counts, and CPUID does not tell it; enable the HPET in the firmware's setup",
+    )?;
     local::set_rate(counts, ticks);
     let deadline = local::try_deadline();
     log::info!(target: "apic", "timer: {}", if deadline { "TSC deadline" } else { "counting" });
     machine::set_clock(Clock::new(origin, khz));
-    log::info!(target: "time", "TSC at {}.{:03} MHz", khz / 1000, khz % 1000);
+    log::info!(target: "time", "TSC at {}.{:03} MHz, {source}", khz / 1000, khz % 1000);
     Ok(())
 }
 

@@ -1,58 +1,17 @@
-//! System time: nanoseconds since boot, out of the TSC, at a rate that is measured once against the PIT.
+//! System time: nanoseconds since boot, out of the TSC, at a rate that is measured once.
+
+pub mod calibrate;
 
 use core::arch::x86_64::_rdtsc;
 
 use hypervisor::machine::ClockScale;
 use sched::Nanos;
 
-use crate::port::{inb, outb};
-
-/// Ticks of the PIT a second, as the PC has it.
-const PIT_HZ: u64 = 1_193_182;
-/// How long the TSC is watched: 20 ms.
-const CALIBRATION_TICKS: u16 = 23_864;
-
-const PIT_CHANNEL_2: u16 = 0x42;
-const PIT_COMMAND: u16 = 0x43;
-const GATE: u16 = 0x61;
-
 /// Reads the time-stamp counter.
 #[inline(always)]
 pub fn rdtsc() -> u64 {
     // SAFETY: RDTSC has no preconditions here (CR4.TSD does not bind the kernel).
     unsafe { _rdtsc() }
-}
-
-/// The TSC's rate in kHz, or `None` if there is no PIT that counts.
-pub fn calibrate(mut also: impl FnMut(Moment)) -> Option<u32> {
-    // Gate channel 2 on, speaker off; one shot, low byte then high byte.
-    let gate = inb(GATE);
-    outb(GATE, (gate & !2) | 1);
-    outb(PIT_COMMAND, 0xb0);
-    outb(PIT_CHANNEL_2, CALIBRATION_TICKS as u8);
-    also(Moment::Start);
-    outb(PIT_CHANNEL_2, (CALIBRATION_TICKS >> 8) as u8);
-    let start = rdtsc();
-    // A PIT that does not count never raises its output: give up after far more polls than any 20 ms has.
-    let mut polls = 0u32;
-    while inb(GATE) & 0x20 == 0 {
-        polls += 1;
-        if polls > 50_000_000 {
-            return None;
-        }
-    }
-    let end = rdtsc();
-    also(Moment::End);
-    outb(GATE, gate);
-    let ticks = end.wrapping_sub(start);
-    u32::try_from(ticks * PIT_HZ / u64::from(CALIBRATION_TICKS) / 1000).ok()
-}
-
-/// The ends of the calibration, for another counter that is measured in the same window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Moment {
-    Start,
-    End,
 }
 
 /// From TSC to nanoseconds and back.

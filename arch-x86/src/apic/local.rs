@@ -114,7 +114,7 @@ pub fn eoi() {
     write(register::EOI, 0);
 }
 
-/// For [`crate::time::calibrate`]: starts the timer's counter.
+/// For [`crate::time::calibrate::calibrate`]: starts the timer's counter.
 pub fn start_count() {
     write(register::LVT_TIMER, MASKED | u32::from(vectors::TIMER));
     write(register::INITIAL_COUNT, u32::MAX);
