@@ -18,7 +18,9 @@
 extern crate alloc;
 
 mod cpuset;
+pub mod credit2;
 mod null;
+mod policy;
 mod round_robin;
 mod scheduler;
 mod time;
@@ -27,7 +29,9 @@ mod topology;
 mod vcpu;
 
 pub use cpuset::CpuSet;
+pub use credit2::{Credit2, Params};
 pub use null::Null;
+pub use policy::{Kind, Policy};
 pub use round_robin::RoundRobin;
 pub use scheduler::{Decision, Refused, Scheduler};
 pub use time::{CpuId, Nanos};
