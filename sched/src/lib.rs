@@ -23,6 +23,8 @@ mod null;
 mod policy;
 mod round_robin;
 mod scheduler;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 mod time;
 mod timers;
 mod topology;
