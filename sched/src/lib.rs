@@ -17,13 +17,29 @@
 
 extern crate alloc;
 
+mod cpuset;
+pub mod credit2;
+mod null;
+mod policy;
 mod round_robin;
+mod scheduler;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 mod time;
 mod timers;
+mod topology;
+mod vcpu;
 
-pub use round_robin::{RoundRobin, VcpuKey};
+pub use cpuset::CpuSet;
+pub use credit2::{Credit2, Params};
+pub use null::Null;
+pub use policy::{Kind, Policy};
+pub use round_robin::RoundRobin;
+pub use scheduler::{Decision, Refused, Scheduler};
 pub use time::{CpuId, Nanos};
 pub use timers::{TimerQueue, TimerSlot};
+pub use topology::{Arrangement, CpuPlace, arrange, siblings};
+pub use vcpu::{Admission, Affinity, DomainKey, Figures, Rest, VcpuKey, VcpuState, Weight};
 
 /// Storage could not be reserved. Whoever asked for it turns this into their own `-ENOMEM`.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]

@@ -1,18 +1,7 @@
 //! A run queue in which everyone takes turns: what Corten runs until Credit2 takes over.
 
-use crate::{Nanos, OutOfMemory};
+use crate::{Nanos, OutOfMemory, VcpuKey};
 use alloc::vec::Vec;
-
-/// A vCPU as the run queue knows it: a dense number that the caller gives out and takes back.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(transparent)]
-pub struct VcpuKey(pub u32);
-
-impl VcpuKey {
-    const fn index(self) -> usize {
-        self.0 as usize
-    }
-}
 
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 enum State {

@@ -24,7 +24,7 @@ enum Command {
     Run(RunArgs),
     /// Run the tests: host tests, then Corten in the engines
     Test(TestArgs),
-    /// Measure: `boot` (power-on to power-off) or `paths` (each path that a guest can take)
+    /// Measure: `boot` (power-on to power-off), `paths` (each path that a guest can take) or `sched` (the scheduler)
     #[command(subcommand)]
     Bench(Bench),
     /// Check formatting, clippy and the house rules
@@ -113,6 +113,8 @@ enum Bench {
     Boot(BenchArgs),
     /// Instructions of each path, beside Xen's and the budget
     Paths(BenchArgs),
+    /// What a scheduling decision costs, and how fair they are; a plot in target/bench/sched.svg
+    Sched,
 }
 
 #[derive(Args)]
@@ -159,6 +161,7 @@ impl Cli {
             Command::Test(args) => test::command(&args),
             Command::Bench(Bench::Boot(args)) => bench::boot(&args),
             Command::Bench(Bench::Paths(args)) => bench::paths(&args),
+            Command::Bench(Bench::Sched) => bench::sched(),
             Command::Lint => lint::command().map(|()| ExitCode::SUCCESS),
             Command::Layout { headers } => {
                 let headers = headers.map_or_else(packages::xen_headers, Ok)?;

@@ -3,7 +3,10 @@
 mod boot;
 mod costs;
 mod paths;
+mod plot;
+mod sched;
 
 pub use boot::command as boot;
 pub use paths::command as paths;
 pub use paths::none_above_xen;
+pub use sched::command as sched;
