@@ -10,6 +10,7 @@ use tests_qemu::{cpu, fault, say, start};
 use xen_abi::memory::{MemoryDomain, XENMEM_CURRENT_RESERVATION};
 use xen_abi::numbers::*;
 use xen_abi::types::DomainId;
+use xen_abi::vcpu::VCPUOP_DOWN;
 
 tests_qemu::guest!(main);
 
@@ -52,8 +53,8 @@ fn is_allowed(number: u64, [a, b, c, ..]: [u64; 5]) -> bool {
         // shutdown, remote_shutdown, shutdown_code; block and poll might sleep for ever; watchdog would end it later.
         SCHED_OP => !matches!(operation, 1..=6),
         SCHED_OP_COMPAT => false,
-        // down
-        VCPU_OP => !(operation == 3 || b == 0 && matches!(operation, 0 | 1)),
+        // The last vCPU that goes down takes the domain with it.
+        VCPU_OP => operation != VCPUOP_DOWN,
         CONSOLE_IO => operation != 0 || b == 0 || c >= 0x8000_0000_0000,
         // What a batch holds is not looked at here.
         MULTICALL => false,
