@@ -9,15 +9,25 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use hypervisor::domain::Domain;
 use hypervisor::vcpu::Vcpu;
 use mm::lock::{Lock, Rank};
-use sched::{CpuId, Nanos, RoundRobin, TimerQueue, TimerSlot, VcpuKey};
+use sched::{
+    Admission, Affinity, CpuId, CpuPlace, DomainKey, Nanos, Policy, Refused, Rest, Scheduler, TimerQueue, TimerSlot,
+    VcpuKey, Wanted, Weight,
+};
 use spin::{Once, RwLock};
 use xen_abi::types::VcpuId;
 
 use crate::engine::HostState;
 use crate::machine::X86;
 
-/// The timer slot of the running vCPU's time slice; the vCPUs' own follow.
+/// The timer slot of the running vCPU's time slice.
 const SLICE_SLOT: TimerSlot = TimerSlot(0);
+/// That of the next budget of a domain that has used up its own.
+const REPLENISH_SLOT: TimerSlot = TimerSlot(1);
+/// The vCPUs' own follow.
+const FIRST_VCPU_SLOT: u32 = 2;
+
+/// Each CPU has a scheduler of its own as yet, for which it is the first and only CPU.
+const HERE: CpuId = CpuId(0);
 
 /// A vCPU that belongs to a CPU.
 #[derive(Clone)]
@@ -39,7 +49,7 @@ pub struct PerCpu {
     pub id: CpuId,
     pub apic_id: u32,
     pub host: HostState,
-    queue: Lock<RoundRobin>,
+    scheduler: Lock<Policy>,
     timers: Lock<TimerQueue>,
     /// What the hardware timer is set to, in nanoseconds; `u64::MAX` for never.
     armed: AtomicU64,
@@ -63,17 +73,21 @@ const GS_BASE: u32 = 0xc000_0101;
 
 impl PerCpu {
     /// Makes this CPU's area and points GS at it.
-    pub fn install(id: CpuId, apic_id: u32, host: HostState) -> &'static PerCpu {
-        let mut queue = RoundRobin::new();
+    pub fn install(
+        id: CpuId,
+        apic_id: u32,
+        host: HostState,
+        wanted: Wanted,
+    ) -> Result<&'static PerCpu, sched::OutOfMemory> {
+        let scheduler = Policy::new(wanted, &[CpuPlace::default()])?;
         let mut timers = TimerQueue::new();
-        let room = queue.reserve(1).and(timers.reserve(2));
-        debug_assert!(room.is_ok());
+        timers.reserve(FIRST_VCPU_SLOT as usize)?;
         let cpu = Box::leak(Box::new(PerCpu {
             itself: core::ptr::null(),
             id,
             apic_id,
             host,
-            queue: Lock::new(Rank::Sched, queue),
+            scheduler: Lock::new(Rank::Sched, scheduler),
             timers: Lock::new(Rank::Timers, timers),
             armed: AtomicU64::new(u64::MAX),
             residents: RwLock::new(Vec::new()),
@@ -86,17 +100,30 @@ impl PerCpu {
         unsafe { crate::msr::wrmsr(GS_BASE, cpu.host.gs_base) };
         ALL.write().push(cpu);
         READY.call_once(|| ());
-        cpu
+        Ok(cpu)
     }
 
     /// Takes a vCPU in; it waits until it is woken.
     pub fn adopt(&self, resident: Resident) -> Result<(), sched::OutOfMemory> {
         let mut residents = self.residents.write();
         let key = VcpuKey(residents.len() as u32);
+        let domain = DomainKey(u32::from(resident.domain.id.0));
         residents.try_reserve(1).map_err(|_| sched::OutOfMemory)?;
-        self.queue.lock().reserve(residents.len() + 1)?;
-        self.timers.lock().reserve(residents.len() + 2)?;
-        self.queue.lock().add(key);
+        self.timers.lock().reserve(residents.len() + 1 + FIRST_VCPU_SLOT as usize)?;
+        let mut scheduler = self.scheduler.lock();
+        scheduler.reserve(residents.len() + 1, domain.0 as usize + 1)?;
+        let admission = Admission { domain, weight: Weight::DEFAULT, affinity: Affinity::ANY };
+        match scheduler.insert(key, admission, crate::machine::clock().now()) {
+            Ok(()) => {}
+            Err(Refused::OutOfMemory) => return Err(sched::OutOfMemory),
+            Err(why) => debug_assert!(false, "a new vCPU is refused: {why:?}"),
+        }
+        let (kind, figures) = (scheduler.kind(), scheduler.figures(key));
+        drop(scheduler);
+        if kind == sched::Kind::Null && figures.is_some_and(|figures| figures.cpu.is_none()) {
+            let name = &resident.domain.name;
+            log::warn!(target: "sched", "sched=null: no CPU is left for {name} vCPU {}; it does not run", resident.vcpu.0);
+        }
         if let Some(vcpu) = resident.vcpu() {
             vcpu.machine.settle(self.id, key);
         }
@@ -115,34 +142,38 @@ impl PerCpu {
         self.residents.read().len() > 1
     }
 
-    /// Who runs next, and until when at most.
+    /// Who runs next. A timer ends its time slice, if it has one.
     pub fn next(&self, now: Nanos) -> Option<VcpuKey> {
         self.reschedule.store(false, Ordering::Relaxed);
-        let (next, slice_end) = self.queue.lock().next(now);
+        let decision = self.scheduler.lock().decide(HERE, now);
         let mut timers = self.timers.lock();
-        match slice_end {
+        match decision.until {
             Some(end) => timers.set(SLICE_SLOT, end),
             None => timers.cancel(SLICE_SLOT),
         };
+        if let Some(at) = decision.replenish {
+            timers.set(REPLENISH_SLOT, at);
+        }
         let earliest = timers.next();
         drop(timers);
         self.arm(earliest);
-        next
+        decision.next
     }
 
     pub fn wake(&self, key: VcpuKey) {
-        let preempts = self.queue.lock().wake(key);
-        if preempts {
+        let tickle = self.scheduler.lock().wake(key, crate::machine::clock().now());
+        if !tickle.is_empty() {
             self.reschedule.store(true, Ordering::Release);
         }
     }
 
-    pub fn block(&self, key: VcpuKey) {
-        self.queue.lock().block(key);
+    /// The vCPU does not run until it is woken. If it runs, the caller sees to it that the CPU decides.
+    pub fn rest(&self, key: VcpuKey, why: Rest) {
+        self.scheduler.lock().rest(key, why, crate::machine::clock().now());
     }
 
     pub fn yield_now(&self) {
-        self.queue.lock().yield_now();
+        self.scheduler.lock().yield_now(HERE);
         self.reschedule.store(true, Ordering::Release);
     }
 
@@ -156,7 +187,7 @@ impl PerCpu {
     /// Sets or clears when a vCPU wants to be looked after.
     #[inline]
     pub fn set_deadline(&self, key: VcpuKey, deadline: Option<Nanos>) {
-        let slot = TimerSlot(key.0 + 1);
+        let slot = TimerSlot(key.0 + FIRST_VCPU_SLOT);
         let mut timers = self.timers.lock();
         match deadline {
             Some(deadline) => timers.set(slot, deadline),
@@ -165,6 +196,17 @@ impl PerCpu {
         let earliest = timers.next();
         drop(timers);
         self.arm(earliest);
+    }
+
+    /// Some who had used up their domain's budget may go on.
+    fn replenish(&self, now: Nanos) {
+        let (tickle, next) = self.scheduler.lock().replenish(now);
+        if !tickle.is_empty() {
+            self.reschedule.store(true, Ordering::Relaxed);
+        }
+        if let Some(next) = next {
+            self.timers.lock().set(REPLENISH_SLOT, next);
+        }
     }
 
     #[inline]
@@ -183,7 +225,8 @@ impl PerCpu {
             let due = self.timers.lock().pop_due(now);
             match due {
                 Some(SLICE_SLOT) => self.reschedule.store(true, Ordering::Relaxed),
-                Some(slot) => act(VcpuKey(slot.0 - 1)),
+                Some(REPLENISH_SLOT) => self.replenish(now),
+                Some(slot) => act(VcpuKey(slot.0 - FIRST_VCPU_SLOT)),
                 None => break,
             }
         }

@@ -109,6 +109,7 @@ pub fn boot_cpu(
     platform: &Platform,
     tables: &'static CpuTables,
     wishes: Wishes,
+    scheduler: sched::Wanted,
     origin: u64,
 ) -> Result<Ready, String> {
     let engine = Host::probe(wishes)?;
@@ -119,7 +120,8 @@ pub fn boot_cpu(
     set_clock(platform, origin)?;
     let io_apics = init_io_apics(platform)?;
     let own = engine.enable(memory)?;
-    PerCpu::install(CpuId(0), local::id(), host_state(tables, own));
+    PerCpu::install(CpuId(0), local::id(), host_state(tables, own), scheduler)
+        .map_err(|_| "no memory for the scheduler")?;
     cpu::idt::set_interrupt_handler(crate::run::on_interrupt);
     engine.announce();
     Ok(Ready { engine, io_apics })

@@ -4,6 +4,7 @@ use core::fmt;
 
 use arch_x86::power::ResetMethod;
 use log::LevelFilter;
+use sched::{Arrangement, Kind, Nanos, Params};
 
 use crate::cmdline::{self, Word};
 
@@ -26,8 +27,8 @@ pub struct Options<'a> {
     pub reboot: ResetMethod,
     pub vpid: Option<bool>,
     pub sync_console: bool,
-    /// `sched=`, as written.
-    pub scheduler: Option<&'a str>,
+    /// `sched=` and the options that tune it.
+    pub scheduler: sched::Wanted,
     /// `conring_size=`: bytes of the ring that `xl dmesg` reads.
     pub console_ring: u64,
     /// `mem=`: RAM above this address is left alone.
@@ -47,7 +48,7 @@ impl Default for Options<'_> {
             reboot: ResetMethod::default(),
             vpid: None,
             sync_console: false,
-            scheduler: None,
+            scheduler: sched::Wanted::default(),
             console_ring: 128 << 10,
             memory_limit: None,
         }
@@ -181,6 +182,9 @@ const VALUES: &[(&str, SetValue)] = &[
     ("com2",           |o, v| serial(&mut o.serial[1], v)),
     ("conring_size",   |o, v| ring_size(v).map(|size| o.console_ring = size)),
     ("console",        |o, v| console(&mut o.console, v)),
+    ("credit2_cap_period_ms", |o, v| cap_period(v).map(|period| o.scheduler.params.cap_period = period)),
+    ("credit2_load_window_shift", |o, v| window_shift(v).map(|shift| o.scheduler.params.load_window_shift = shift)),
+    ("credit2_runqueue", |o, v| run_queue(v).map(|by| o.scheduler.params.arrangement = by)),
     ("dom0",           |_, v| dom0(v)),
     ("dom0_max_vcpus", |o, v| vcpu_count(v).map(|count| o.dom0_max_vcpus = Some(count))),
     ("dom0_mem",       |o, v| { o.dom0_mem = Some(v); Ok(()) }),
@@ -188,7 +192,8 @@ const VALUES: &[(&str, SetValue)] = &[
     ("loglvl",         |o, v| level(v).map(|level| o.log_level = level)),
     ("mem",            |o, v| memory(v).map(|limit| o.memory_limit = Some(limit))),
     ("reboot",         |o, v| reboot(o, v)),
-    ("sched",          |o, v| { o.scheduler = Some(v); Ok(()) }),
+    ("sched",          |o, v| scheduler(v).map(|kind| o.scheduler.kind = kind)),
+    ("sched_ratelimit_us", |o, v| ratelimit(v).map(|limit| o.scheduler.params.ratelimit = limit)),
     ("vga",            |o, v| { o.console.keep_screen |= v.split(',').any(|word| word == "keep"); Ok(()) }),
     ("vpid",           |o, v| switch(v).map(|on| o.vpid = Some(on))),
 ];
@@ -240,10 +245,7 @@ const IGNORED: &[&str] = &[
     "crashkernel",
     "credit2_balance_over",
     "credit2_balance_under",
-    "credit2_cap_period_ms",
     "credit2_load_precision_shift",
-    "credit2_load_window_shift",
-    "credit2_runqueue",
     "dbgp",
     "debug_stack_lines",
     "dit",
@@ -341,7 +343,6 @@ const IGNORED: &[&str] = &[
     "rtc",
     "sched-gran",
     "sched_credit_tslice_ms",
-    "sched_ratelimit_us",
     "sched_smt_power_savings",
     "scrub-domheap",
     "serial_tx_buffer",
@@ -395,6 +396,30 @@ fn memory(value: &str) -> Result<u64, Expected> {
     cmdline::size(value)
         .filter(|&bytes| bytes >= 64 << 20)
         .ok_or("expected an amount of memory such as 4G, at least 64M")
+}
+
+fn scheduler(value: &str) -> Result<Kind, Expected> {
+    Kind::parse(value).ok_or("expected credit2 or null")
+}
+
+fn run_queue(value: &str) -> Result<Arrangement, Expected> {
+    Arrangement::parse(value).ok_or("expected cpu, core, socket, node or all")
+}
+
+fn ratelimit(value: &str) -> Result<Nanos, Expected> {
+    let limit = cmdline::number(value).map(Nanos::from_micros);
+    let known = limit.filter(|limit| *limit == Nanos::ZERO || Params::RATELIMITS.contains(limit));
+    known.ok_or("expected microseconds from 100 to 500000, or 0 for no limit")
+}
+
+fn cap_period(value: &str) -> Result<Nanos, Expected> {
+    let period = cmdline::number(value).filter(|period| (1..=1000).contains(period));
+    period.map(Nanos::from_millis).ok_or("expected milliseconds from 1 to 1000")
+}
+
+fn window_shift(value: &str) -> Result<u32, Expected> {
+    let shift = cmdline::number(value).and_then(|shift| u32::try_from(shift).ok());
+    shift.filter(|shift| (10..=40).contains(shift)).ok_or("expected a power of two of nanoseconds from 10 to 40")
 }
 
 fn ring_size(value: &str) -> Result<u64, Expected> {
@@ -546,8 +571,16 @@ mod tests {
         assert_eq!(o.console, ConsoleOptions { serial: Some(0), screen: true, keep_screen: false });
         assert_eq!((o.log_level, o.guest_log_level), (LevelFilter::Trace, LevelFilter::Trace));
         assert!(o.no_reboot && o.sync_console);
-        assert_eq!((o.vpid, o.scheduler, o.reboot), (Some(false), Some("credit2"), ResetMethod::Keyboard));
+        assert_eq!((o.vpid, o.scheduler, o.reboot), (Some(false), sched::Wanted::default(), ResetMethod::Keyboard));
         assert!(clean("reboot=no").no_reboot);
+    }
+
+    #[test]
+    fn the_scheduler_is_chosen_and_tuned() {
+        let o = clean("sched=null sched_ratelimit_us=0 credit2_runqueue=core credit2_cap_period_ms=20");
+        assert_eq!(o.scheduler.kind, Kind::Null);
+        let Params { ratelimit, arrangement, cap_period, .. } = o.scheduler.params;
+        assert_eq!((ratelimit, arrangement, cap_period), (Nanos::ZERO, Arrangement::Core, Nanos::from_millis(20)));
     }
 
     #[test]
@@ -581,6 +614,11 @@ mod tests {
             "reboot=q",
             "no-com1=115200",
             "dom0=pv",
+            "sched=credit",
+            "sched_ratelimit_us=99",
+            "credit2_runqueue=numa",
+            "credit2_cap_period_ms=0",
+            "credit2_load_window_shift=99",
         ] {
             let (options, notices) = parse(line);
             assert_eq!(options, Options::default(), "{line}");

@@ -50,7 +50,7 @@ fn bring_up(start: &Start) -> Result<&'static System<X86>, String> {
     let (info, options, memory) = (start.info, &start.options, start.memory);
     let platform = Platform::read(&Physical(*memory.window()), info.rsdp)?;
     let wishes = Wishes { vpid: options.vpid.unwrap_or(true) };
-    let ready = startup::boot_cpu(memory, &platform, start.tables, wishes, start.entered_at)?;
+    let ready = startup::boot_cpu(memory, &platform, start.tables, wishes, options.scheduler, start.entered_at)?;
     logger::set_clock(|| machine::clock().now().0);
     decode::prepare();
 

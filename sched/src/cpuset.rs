@@ -75,18 +75,6 @@ impl CpuSet {
         self.words.iter().zip(&other.words).all(|(a, b)| a & !b == 0)
     }
 
-    /// How many members have a lower number: the place of a member in a table with one row for each.
-    #[inline]
-    pub fn rank(&self, cpu: CpuId) -> usize {
-        let (whole, part) = (cpu.index() / BITS, bit(cpu).wrapping_sub(1));
-        let count = |(index, word): (usize, &u64)| match index {
-            _ if index < whole => word.count_ones() as usize,
-            _ if index == whole => (word & part).count_ones() as usize,
-            _ => 0,
-        };
-        self.words.iter().enumerate().map(count).sum()
-    }
-
     pub fn iter(&self) -> impl Iterator<Item = CpuId> + use<> {
         let mut left = *self;
         core::iter::from_fn(move || {
@@ -221,7 +209,6 @@ mod tests {
             prop_assert_eq!(x.len(), a.len());
             prop_assert_eq!(x.first().map(|cpu| cpu.0), a.first().copied());
             prop_assert_eq!(x.contains(CpuId(cpu)), a.contains(&cpu));
-            prop_assert_eq!(x.rank(CpuId(cpu)), a.range(..cpu).count());
         }
     }
 }

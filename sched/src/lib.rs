@@ -33,7 +33,7 @@ mod vcpu;
 pub use cpuset::CpuSet;
 pub use credit2::{Credit2, Params};
 pub use null::Null;
-pub use policy::{Kind, Policy};
+pub use policy::{Kind, Policy, Wanted};
 pub use round_robin::RoundRobin;
 pub use scheduler::{Decision, Refused, Scheduler};
 pub use time::{CpuId, Nanos};

@@ -30,6 +30,14 @@ impl Kind {
     }
 }
 
+/// What the command line asks for.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    pub kind: Kind,
+    /// Credit2's.
+    pub params: Params,
+}
+
 /// The scheduler in use.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "there is one in a machine")]
@@ -39,10 +47,10 @@ pub enum Policy {
 }
 
 impl Policy {
-    /// For CPUs `0..places.len()`; `params` are Credit2's.
-    pub fn new(kind: Kind, places: &[CpuPlace], params: Params) -> Result<Policy, OutOfMemory> {
-        Ok(match kind {
-            Kind::Credit2 => Policy::Credit2(Credit2::new(places, params)?),
+    /// For CPUs `0..places.len()`.
+    pub fn new(wanted: Wanted, places: &[CpuPlace]) -> Result<Policy, OutOfMemory> {
+        Ok(match wanted.kind {
+            Kind::Credit2 => Policy::Credit2(Credit2::new(places, wanted.params)?),
             Kind::Null => Policy::Null(Null::new(places.len())?),
         })
     }
@@ -107,7 +115,8 @@ mod tests {
     fn every_scheduler_is_known_by_its_name() {
         for kind in [Kind::Credit2, Kind::Null] {
             assert_eq!(Kind::parse(kind.name()), Some(kind));
-            assert_eq!(Policy::new(kind, &[CpuPlace::default()], Params::default()).map(|p| p.kind()), Ok(kind));
+            let wanted = Wanted { kind, ..Wanted::default() };
+            assert_eq!(Policy::new(wanted, &[CpuPlace::default()]).map(|policy| policy.kind()), Ok(kind));
         }
         assert_eq!(Kind::parse("credit"), None);
     }

@@ -17,7 +17,7 @@ use hypervisor::machine::Machine;
 use hypervisor::runstate::State;
 use hypervisor::system::System;
 use hypervisor::vcpu::{Vcpu, hold};
-use sched::{Nanos, VcpuKey};
+use sched::{Nanos, Rest, VcpuKey};
 
 use crate::context::Context;
 use crate::decode::LONGEST;
@@ -69,7 +69,7 @@ pub fn forever(system: &'static System<X86>) -> ! {
         }
         match &mut loaded {
             Some(current) => current.run(system, cpu),
-            None => cpu.block(key),
+            None => cpu.rest(key, Rest::Offline),
         }
     }
 }
@@ -139,9 +139,13 @@ impl Loaded {
         if vcpu.is_runnable() {
             enter_state(system, vcpu, State::Runnable);
         } else {
-            let offline = vcpu.holds() & (hold::OFFLINE | hold::PAUSED) != 0;
-            enter_state(system, vcpu, if offline { State::Offline } else { State::Blocked });
-            cpu.block(self.key);
+            let (state, why) = match vcpu.holds() {
+                holds if holds & hold::OFFLINE != 0 => (State::Offline, Rest::Offline),
+                holds if holds & hold::PAUSED != 0 => (State::Offline, Rest::Paused),
+                _ => (State::Blocked, Rest::Blocked),
+            };
+            enter_state(system, vcpu, state);
+            cpu.rest(self.key, why);
             // A wake-up between the look and the block is not lost.
             if vcpu.is_runnable() || vcpu.machine.inbox.startup_pending() {
                 cpu.wake(self.key);

@@ -131,10 +131,9 @@ impl RunQueue {
         caps: &mut Caps,
         choice: &mut Choice,
     ) -> Option<(Row, credit::Level)> {
-        let here = CpuSet::of(cpu);
         loop {
-            let (first, level) = self.waiting.first(Which::Hard, &here)?;
-            let preferring = self.waiting.first(Which::Preferred, &here).filter(|&(row, less)| {
+            let (first, level) = self.waiting.first_on(cpu)?;
+            let preferring = self.waiting.first(Which::Preferred, &CpuSet::of(cpu)).filter(|&(row, less)| {
                 let grace = self.unit(row).map_or(0, |unit| credit::burn(PREFERENCE, unit.weight, 0).0);
                 less.saturating_add(grace) >= level
             });
@@ -148,30 +147,23 @@ impl RunQueue {
 
     /// The vCPU runs on this CPU, from now on or further on.
     fn start(&mut self, row: Row, cpu: CpuId, now: Nanos, choice: &mut Choice) {
-        let Some(&unit) = self.unit(row) else { return };
-        if unit.place == Place::Waiting {
+        let Some(unit) = self.unit_mut(row) else { return };
+        let place = core::mem::replace(&mut unit.place, Place::Current(cpu));
+        unit.yielded = false;
+        unit.last = Some(cpu);
+        unit.charged = now;
+        if place != Place::Current(cpu) {
+            unit.since = now;
+        }
+        if place == Place::Waiting {
             self.waiting.remove(row);
-        }
-        let goes_on = unit.place == Place::Current(cpu);
-        if let Some(unit) = self.unit_mut(row) {
-            unit.place = Place::Current(cpu);
-            unit.yielded = false;
-            unit.last = Some(cpu);
-            unit.charged = now;
-            if !goes_on {
-                unit.since = now;
-            }
-        }
-        if let Some(record) = self.record_mut(cpu) {
-            record.current = Some(row);
         }
         choice.next = Some(row);
         self.idle.remove(cpu);
+        let waiting = self.waiting.first_on(cpu).map(|(_, level)| level);
         // What it has just lost its place to is not in the tree yet, but will wait for this CPU like the others.
         let left = choice.left.and_then(|left| self.unit(left)).filter(|left| left.affinity.hard.contains(cpu));
-        let rivals =
-            [self.waiting.first(Which::Hard, &CpuSet::of(cpu)).map(|(_, level)| level), left.map(|left| left.level)];
-        let rival = rivals.into_iter().flatten().max();
+        let rival = left.map(|left| left.level).max(waiting);
         self.reset(row, rival);
         choice.until = self.slice_end(row, rival, now);
         if rival.is_none() {
@@ -180,6 +172,7 @@ impl RunQueue {
             self.tickless.remove(cpu);
         }
         if let Some(record) = self.record_mut(cpu) {
+            record.current = Some(row);
             record.until = choice.until;
         }
     }

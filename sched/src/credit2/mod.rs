@@ -305,7 +305,9 @@ impl Scheduler for Credit2 {
             choice = queue.decide(cpu, now, &mut self.caps);
             choice.parked |= parked;
         }
-        self.publish_idle(home);
+        if self.idle.contains(cpu) == choice.next.is_some() {
+            self.publish_idle(home);
+        }
         if let Some(left) = left {
             let displaced = self.unit(left).is_some_and(|unit| !unit.affinity.hard.contains(cpu));
             tickle |= self.place(left, now, displaced);

@@ -3,7 +3,7 @@
 use super::credit::{self, FULL, Level, Weights};
 use super::load::{Average, Load};
 use super::params::Params;
-use super::tree::{Row, WaitTree, Which};
+use super::tree::{Row, WaitTree};
 use super::unit::{Place, Unit};
 use crate::{CpuId, CpuSet, Nanos, OutOfMemory, Rest, VcpuKey, Weight};
 use alloc::vec::Vec;
@@ -30,11 +30,13 @@ pub(super) struct CpuRecord {
 #[derive(Debug)]
 pub(super) struct RunQueue {
     pub cpus: CpuSet,
+    first: CpuId,
     pub params: Params,
     units: Vec<Option<Unit>>,
     vacant: Vec<Row>,
     rows: Vec<Row>,
     pub waiting: WaitTree,
+    /// From the first CPU of the queue to the last; those between that are of other queues have a row that nobody uses.
     records: Vec<CpuRecord>,
     /// CPUs that run nothing and have been given nothing.
     pub idle: CpuSet,
@@ -59,15 +61,18 @@ pub(super) struct RunQueue {
 
 impl RunQueue {
     pub fn new(cpus: CpuSet, params: Params, siblings: impl Fn(CpuId) -> CpuSet) -> Result<RunQueue, OutOfMemory> {
+        let first = cpus.first().unwrap_or_default();
+        let end = cpus.iter().last().map_or(0, |last| last.index().saturating_add(1));
         let mut records = Vec::new();
-        records.try_reserve_exact(cpus.len()).map_err(|_| OutOfMemory)?;
-        records.extend(cpus.iter().map(|cpu| {
-            let mut siblings = siblings(cpu);
+        records.try_reserve_exact(end.saturating_sub(first.index())).map_err(|_| OutOfMemory)?;
+        records.extend((first.0..end as u32).map(CpuId).map(|cpu| {
+            let mut siblings = if cpus.contains(cpu) { siblings(cpu) } else { CpuSet::EMPTY };
             siblings.remove(cpu);
             CpuRecord { siblings, ..CpuRecord::default() }
         }));
         Ok(RunQueue {
             cpus,
+            first,
             params,
             units: Vec::new(),
             vacant: Vec::new(),
@@ -175,13 +180,12 @@ impl RunQueue {
 
     #[inline]
     pub fn record(&self, cpu: CpuId) -> Option<&CpuRecord> {
-        self.records.get(self.cpus.rank(cpu)).filter(|_| self.cpus.contains(cpu))
+        self.records.get(cpu.0.wrapping_sub(self.first.0) as usize).filter(|_| self.cpus.contains(cpu))
     }
 
     #[inline]
     pub fn record_mut(&mut self, cpu: CpuId) -> Option<&mut CpuRecord> {
-        let rank = self.cpus.rank(cpu);
-        self.records.get_mut(rank).filter(|_| self.cpus.contains(cpu))
+        self.records.get_mut(cpu.0.wrapping_sub(self.first.0) as usize).filter(|_| self.cpus.contains(cpu))
     }
 
     /// Returns the weight that it had.
@@ -319,7 +323,7 @@ impl RunQueue {
 
     /// The level of what one would compete with on a CPU: the first that waits for it, or else what runs there.
     fn met_on(&self, cpu: CpuId, now: Nanos) -> Level {
-        let first = self.waiting.first(Which::Hard, &CpuSet::of(cpu)).map(|(_, level)| level);
+        let first = self.waiting.first_on(cpu).map(|(_, level)| level);
         let occupant = || {
             let record = self.record(cpu)?;
             Some(self.level_at(record.current.or(record.handed)?, now))

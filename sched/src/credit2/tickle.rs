@@ -1,7 +1,7 @@
 //! Whom one that wants to run gets its CPU from: an idle CPU first, then the one that runs what has the least credit.
 
 use super::queue::RunQueue;
-use super::tree::{Row, Which};
+use super::tree::Row;
 use super::unit::Place;
 use crate::{CpuId, CpuSet, Nanos};
 
@@ -49,7 +49,7 @@ impl RunQueue {
 
     /// Makes a CPU decide that has no time slice, and runs what has less credit than the first of those who wait for `cpu`.
     pub fn share_out(&mut self, cpu: CpuId, now: Nanos) -> CpuSet {
-        let Some((row, _)) = self.waiting.first(Which::Hard, &CpuSet::of(cpu)) else { return CpuSet::EMPTY };
+        let Some((row, _)) = self.waiting.first_on(cpu) else { return CpuSet::EMPTY };
         let mine = self.unit(row).map_or(CpuSet::EMPTY, |unit| unit.affinity.hard);
         let Some((cpu, _)) = self.victim(row, mine & self.tickless, now) else { return CpuSet::EMPTY };
         self.claimed.insert(cpu);

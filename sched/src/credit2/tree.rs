@@ -1,6 +1,6 @@
 //! Those who wait, in the order of their credit, with a quick way to the first that may run on a given CPU.
 
-use crate::{CpuSet, OutOfMemory};
+use crate::{CpuId, CpuSet, OutOfMemory};
 use alloc::vec::Vec;
 use core::cmp::Ordering;
 
@@ -139,6 +139,12 @@ impl WaitTree {
         }
     }
 
+    /// The first in order who may run on the CPU.
+    #[inline]
+    pub fn first_on(&self, cpu: CpuId) -> Option<(Row, i128)> {
+        if self.is_empty() { None } else { self.first(Which::Hard, &CpuSet::of(cpu)) }
+    }
+
     /// The first in order for whom the set shares a CPU with `cpus`.
     pub fn first(&self, which: Which, cpus: &CpuSet) -> Option<(Row, i128)> {
         let mut at = self.root;
@@ -254,7 +260,6 @@ impl WaitTree {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::CpuId;
     use proptest::prelude::*;
 
     const ROWS: u32 = 64;
