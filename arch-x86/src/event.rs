@@ -34,6 +34,7 @@ pub mod exception {
     pub const DOUBLE_FAULT: u8 = 8;
     pub const GENERAL_PROTECTION: u8 = 13;
     pub const PAGE_FAULT: u8 = 14;
+    pub const ALIGNMENT_CHECK: u8 = 17;
 }
 
 /// What raising an exception came to.

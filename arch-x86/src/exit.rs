@@ -49,6 +49,12 @@ pub enum Exit {
     InterruptPending,
     Nmi,
     MachineCheck,
+    /// The guest's own exception, which it is to take. The host sees those whose delivery can raise them again and again, so that it gets
+    /// its turn in between.
+    Exception {
+        vector: u8,
+        error: Option<u32>,
+    },
     /// The guest can take an interrupt now; the window that was asked for is closed again.
     InterruptWindow,
     NmiWindow,

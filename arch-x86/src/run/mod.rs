@@ -219,6 +219,10 @@ impl Running<'_> {
                 host::nmi();
                 Next::Enter
             }
+            Exit::Exception { vector, error } => {
+                self.context.raise(vector, error);
+                Next::Enter
+            }
             Exit::MachineCheck => host::machine_check(),
             Exit::NeedsCode => self.finish_exit(),
             Exit::TripleFault => self.crash("triple fault"),

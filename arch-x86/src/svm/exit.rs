@@ -3,6 +3,7 @@
 use mm::addr::GuestPhys;
 
 use crate::decode::{self, Intercept, Mode};
+use crate::event::exception;
 use crate::exit::{ControlAccess, Exit, PageAccess, PortAccess};
 use crate::regs::GuestRegs;
 
@@ -11,6 +12,8 @@ mod code {
     pub const CR15_READ: u64 = 0x0f;
     pub const CR0_WRITE: u64 = 0x10;
     pub const CR15_WRITE: u64 = 0x1f;
+    pub const DEBUG: u64 = 0x41;
+    pub const ALIGNMENT_CHECK: u64 = 0x51;
     pub const MACHINE_CHECK: u64 = 0x52;
     pub const INTERRUPT: u64 = 0x60;
     pub const NMI: u64 = 0x61;
@@ -77,6 +80,11 @@ pub fn told(code: u64, info: [u64; 2]) -> Told {
         code::RDPMC => Told::Exit(Exit::Refused),
         code::INVLPGA | code::VMRUN | code::VMLOAD..=code::SKINIT | code::MONITOR | code::MWAIT | code::RDPRU => {
             Told::Exit(Exit::Undefined)
+        }
+        // DR6 in the VMCB is what the handler is to see (15.12.2).
+        code::DEBUG => Told::Exit(Exit::Exception { vector: exception::DEBUG, error: None }),
+        code::ALIGNMENT_CHECK => {
+            Told::Exit(Exit::Exception { vector: exception::ALIGNMENT_CHECK, error: Some(info[0] as u32) })
         }
         code::MACHINE_CHECK => Told::Exit(Exit::MachineCheck),
         code::INVALID => Told::Exit(Exit::EntryFailed(u32::MAX)),
@@ -163,6 +171,14 @@ mod tests {
         for code in [0x7a, 0x80, 0x82, 0x83, 0x84, 0x85, 0x86, 0x8a, 0x8b, 0x8e] {
             assert_eq!(told(code, [0; 2]), Told::Exit(Exit::Undefined), "{code:#x}");
         }
+    }
+
+    #[test]
+    fn exceptions_that_are_seen_first_are_the_guest_s_own() {
+        let debug = Exit::Exception { vector: 1, error: None };
+        assert_eq!(told(0x41, [0; 2]), Told::Exit(debug));
+        let alignment = Exit::Exception { vector: 17, error: Some(0) };
+        assert_eq!(told(0x51, [0; 2]), Told::Exit(alignment));
     }
 
     #[test]

@@ -26,11 +26,14 @@ const DR7_AT_RESET: u64 = 0x400;
 const SINGLE_STEP: u64 = 1 << 14;
 
 /// What always exits, in effect the same as under VMX.
-const ALWAYS: [super::vmcb::Intercept; 27] = [
+const ALWAYS: [super::vmcb::Intercept; 29] = [
     intercept::CR8_READ,
     intercept::CR4_WRITE,
     intercept::CR8_WRITE,
     intercept::CR0_SELECTIVE_WRITE,
+    // Delivering one of these can raise it again, without end and without an interrupt in between.
+    intercept::DEBUG,
+    intercept::ALIGNMENT_CHECK,
     intercept::MACHINE_CHECK,
     intercept::INTERRUPT,
     intercept::NMI,

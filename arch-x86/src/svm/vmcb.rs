@@ -51,6 +51,8 @@ pub mod intercept {
     pub const CR0_WRITE: Intercept = Intercept(Word::ControlRegisters, 16);
     pub const CR4_WRITE: Intercept = Intercept(Word::ControlRegisters, 20);
     pub const CR8_WRITE: Intercept = Intercept(Word::ControlRegisters, 24);
+    pub const DEBUG: Intercept = Intercept(Word::Exceptions, 1);
+    pub const ALIGNMENT_CHECK: Intercept = Intercept(Word::Exceptions, 17);
     pub const MACHINE_CHECK: Intercept = Intercept(Word::Exceptions, 18);
     pub const INTERRUPT: Intercept = Intercept(Word::First, 0);
     pub const NMI: Intercept = Intercept(Word::First, 1);
