@@ -49,7 +49,8 @@ pub enum Exit {
     InterruptPending,
     Nmi,
     MachineCheck,
-    /// An exception of the guest's own, which is to be raised in it.
+    /// The guest's own exception, which it is to take. The host sees those whose delivery can raise them again and again, so that it gets
+    /// its turn in between.
     Exception {
         vector: u8,
         error: Option<u32>,

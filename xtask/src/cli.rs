@@ -134,9 +134,9 @@ pub struct BenchArgs {
 
 #[derive(Args)]
 pub struct TestArgs {
-    /// host, bochs, qemu, kvm, or names of tests; default: the host tests and the best engine
+    /// host, bochs, qemu, kvm, or names of tests; default: the host tests, then Bochs and QEMU
     pub what: Vec<String>,
-    /// Everything, not only the quick set; in Bochs 2.7 and 3.0
+    /// Everything, not only the quick set; in both versions of Bochs and in QEMU
     #[arg(long)]
     pub full: bool,
     /// List the tests

@@ -233,12 +233,12 @@ impl Running<'_> {
                 self.context.engine.advance();
                 Next::Enter
             }
-            Exit::Exception { vector, error } => {
-                self.context.raise(vector, error);
-                Next::Enter
-            }
             Exit::Nmi => {
                 host::nmi();
+                Next::Enter
+            }
+            Exit::Exception { vector, error } => {
+                self.context.raise(vector, error);
                 Next::Enter
             }
             Exit::MachineCheck => host::machine_check(),

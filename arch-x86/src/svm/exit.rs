@@ -81,12 +81,12 @@ pub fn told(code: u64, info: [u64; 2]) -> Told {
         code::INVLPGA | code::VMRUN | code::VMLOAD..=code::SKINIT | code::MONITOR | code::MWAIT | code::RDPRU => {
             Told::Exit(Exit::Undefined)
         }
-        code::MACHINE_CHECK => Told::Exit(Exit::MachineCheck),
-        // DR6 and DR7 are as the delivery wants them (15.12.2).
+        // DR6 in the VMCB is what the handler is to see (15.12.2).
         code::DEBUG => Told::Exit(Exit::Exception { vector: exception::DEBUG, error: None }),
         code::ALIGNMENT_CHECK => {
             Told::Exit(Exit::Exception { vector: exception::ALIGNMENT_CHECK, error: Some(info[0] as u32) })
         }
+        code::MACHINE_CHECK => Told::Exit(Exit::MachineCheck),
         code::INVALID => Told::Exit(Exit::EntryFailed(u32::MAX)),
         other => Told::Exit(Exit::Unexpected(other as u32)),
     }
@@ -171,6 +171,14 @@ mod tests {
         for code in [0x7a, 0x80, 0x82, 0x83, 0x84, 0x85, 0x86, 0x8a, 0x8b, 0x8e] {
             assert_eq!(told(code, [0; 2]), Told::Exit(Exit::Undefined), "{code:#x}");
         }
+    }
+
+    #[test]
+    fn exceptions_that_are_seen_first_are_the_guest_s_own() {
+        let debug = Exit::Exception { vector: 1, error: None };
+        assert_eq!(told(0x41, [0; 2]), Told::Exit(debug));
+        let alignment = Exit::Exception { vector: 17, error: Some(0) };
+        assert_eq!(told(0x51, [0; 2]), Told::Exit(alignment));
     }
 
     #[test]

@@ -31,10 +31,10 @@ const ALWAYS: [super::vmcb::Intercept; 29] = [
     intercept::CR4_WRITE,
     intercept::CR8_WRITE,
     intercept::CR0_SELECTIVE_WRITE,
-    intercept::MACHINE_CHECK,
-    // A guest can make the delivery of one of these raise the next without end: as exits they end, and come again by injection.
+    // Delivering one of these can raise it again, without end and without an interrupt in between.
     intercept::DEBUG,
     intercept::ALIGNMENT_CHECK,
+    intercept::MACHINE_CHECK,
     intercept::INTERRUPT,
     intercept::NMI,
     intercept::RDPMC,

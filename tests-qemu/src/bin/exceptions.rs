@@ -34,7 +34,7 @@ fn main(t: &mut Tests) {
     t.equal("INT1 is #DB", probe::vector(probe::run(&[0xf1], &mut Registers::default())), Some(1));
 
     single_step(t);
-    debug(t);
+    breakpoint(t);
     nmi(t);
     interrupts(t);
     control_registers(t);
@@ -45,6 +45,10 @@ fn single_step(t: &mut Tests) {
     fault::on_interrupt(1, |frame| {
         frame.rflags &= !0x100;
         cpu::write64(seen(), frame.rip);
+        let status: u64;
+        // SAFETY: reads DR6 and clears it, as handlers do.
+        unsafe { asm!("mov {0}, dr6", "mov dr6, {1}", out(reg) status, in(reg) DR6_CLEAR, options(nomem, nostack)) };
+        cpu::write64(seen() + 8, status);
     });
     let before = fault::count(1);
     let after: u64;
@@ -55,31 +59,33 @@ fn single_step(t: &mut Tests) {
     };
     t.equal("single step over CPUID", cpu::read64(seen()), after);
     t.equal("one #DB", fault::count(1) - before, 1);
-    t.equal("DR6 says that it was a single step", debug_status() & 0xe00f, 0x4000);
-}
-
-fn debug_status() -> u64 {
-    let value;
-    // SAFETY: reads a register.
-    unsafe { asm!("mov {}, dr6", out(reg) value, options(nomem, nostack)) };
-    value
-}
-
-/// A breakpoint of the CPU's.
-fn debug(t: &mut Tests) {
-    fault::on_interrupt(1, |frame| {
-        // RF: not the same breakpoint again.
-        frame.rflags |= 1 << 16;
-        cpu::write64(seen(), frame.rip);
-    });
-    let at: u64;
-    // SAFETY: a breakpoint on an instruction of its own, switched off again.
+    t.equal("DR6 says that it was a single step", cpu::read64(seen() + 8) & 0xf00f, SINGLE_STEP);
+    let after: u64;
+    // SAFETY: the same over an instruction that does not exit.
     unsafe {
-        asm!("xor eax, eax", "mov dr6, rax", "lea {0}, [rip + 2f]", "mov dr1, {0}", "mov eax, 0x408", "mov dr7, rax", "2: nop",
-            "mov eax, 0x400", "mov dr7, rax", out(reg) at, out("rax") _)
+        asm!("mov r9, 0", "pushfq", "or qword ptr [rsp], 0x100", "popfq", "nop", "2: lea r9, [rip + 2b]", out("r9") after)
     };
-    t.equal("a breakpoint stops before its instruction", cpu::read64(seen()), at);
-    t.equal("DR6 names it", debug_status() & 0xe00f, 2);
+    t.equal("single step over NOP", cpu::read64(seen()), after);
+    t.equal("DR6 says so again", cpu::read64(seen() + 8) & 0xf00f, SINGLE_STEP);
+}
+
+const DR6_CLEAR: u64 = 0xffff_0ff0;
+const SINGLE_STEP: u64 = 1 << 14;
+
+/// A breakpoint on data traps behind the instruction that writes, and says which of the four it was.
+fn breakpoint(t: &mut Tests) {
+    let before = fault::count(1);
+    let watched = seen() + 64;
+    let after: u64;
+    // SAFETY: DR0 watches a word that only this writes.
+    unsafe {
+        asm!("mov dr0, {0}", "mov {1}, 0x90401", "mov dr7, {1}", "mov qword ptr [{0}], 5", "2: lea {2}, [rip + 2b]",
+            "mov {1}, 0x400", "mov dr7, {1}", in(reg) watched, out(reg) _, out(reg) after, options(nostack))
+    };
+    t.equal("a breakpoint on data", fault::count(1), before + 1);
+    t.equal("traps behind the write", cpu::read64(seen()), after);
+    t.equal("DR6 says which", cpu::read64(seen() + 8) & 0xf00f, 1);
+    t.equal("the write was made", cpu::read64(watched), 5);
 }
 
 fn seen() -> u64 {

@@ -31,6 +31,7 @@ pub fn cases() -> Vec<Case> {
         });
         cases.push(Case {
             engines: |engine| matches!(engine, Engine::Qemu(_)),
+            prepare: Box::new(move || prepare(suite, Firmware::Uefi)),
             run: Box::new(move |context| checks(context, suite, 1, Firmware::Uefi)),
             ..case(&format!("debian{release}_uefi"), "the same, started by UEFI", suite, release == "13")
         });
@@ -45,9 +46,17 @@ pub fn case(name: &str, about: &'static str, suite: &'static str, quick: bool) -
         quick,
         on_xen: true,
         engines: |_| true,
-        prepare: Box::new(move || Dom0::fetch(suite)?.initramfs().map(drop)),
+        prepare: Box::new(move || prepare(suite, Firmware::Bios)),
         run: Box::new(|_| Ok(())),
     }
+}
+
+/// Fetches what a boot of Debian needs.
+pub fn prepare(suite: &str, firmware: Firmware) -> Result<()> {
+    if firmware == Firmware::Uefi {
+        packages::need(&["OVMF"])?;
+    }
+    Dom0::fetch(suite)?.initramfs().map(drop)
 }
 
 /// A boot of Debian's kernel with our initramfs, which runs `script`.

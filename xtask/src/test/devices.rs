@@ -78,6 +78,7 @@ pub fn cases() -> Vec<Case> {
         .into_iter()
         .map(|variant| Case {
             engines: |engine| matches!(engine, Engine::Qemu(_)),
+            prepare: Box::new(move || debian::prepare(variant.suite, variant.firmware)),
             run: Box::new(move |context| run(context, &variant)),
             ..debian::case(variant.name, variant.about, variant.suite, false)
         })

@@ -126,6 +126,11 @@ const GUESTS: &[Guest] = &[
     },
     Guest {
         engines: |engine| matches!(engine, Engine::Qemu(_)),
+        machines: &[Equipment { name: "run", devices: &["e1000e", "edu"], told: "" }],
+        ..guest("pci_config", "configuration space by ports and memory, BARs, MSI and MSI-X")
+    },
+    Guest {
+        engines: |engine| matches!(engine, Engine::Qemu(_)),
         machines: &[
             Equipment { name: "intel", devices: &["intel-iommu"], told: "registers=fed90000" },
             Equipment { name: "amd", devices: &["amd-iommu"], told: "registers=fed80000" },

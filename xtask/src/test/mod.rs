@@ -53,7 +53,11 @@ pub fn command(args: &TestArgs) -> Result<ExitCode> {
             false => names.contains(&case.name.as_str()),
         };
         let on_xen = args.hypervisor == "xen";
-        let cases: Vec<Case> = all.into_iter().filter(|case| chosen(case) && (!on_xen || case.on_xen)).collect();
+        let runs = |case: &Case| engines.iter().any(|engine| (case.engines)(engine)) && (!on_xen || case.on_xen);
+        let (cases, left_out): (Vec<Case>, Vec<Case>) = all.into_iter().filter(chosen).partition(runs);
+        if let Some(case) = left_out.first().filter(|_| !names.is_empty()) {
+            bail!("{} is not for {}", case.name, if on_xen { "Xen" } else { "the engine that was asked for" });
+        }
         prepare(&cases)?;
         let hypervisor = Hypervisor::locate(&args.hypervisor)?;
         runner::run_all(&cases, &engines, &hypervisor, args.jobs, &mut report)?;
@@ -73,7 +77,7 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-/// The engines to run in: those asked for, else the best one at hand; with `--full` both versions of Bochs.
+/// The engines to run in: those asked for, else one for each vendor; with `--full` both versions of Bochs.
 fn engines(args: &TestArgs, parts: &[&str], names_given: bool) -> Result<Vec<Engine>> {
     let mut engines = Vec::new();
     for (part, choice) in [("bochs", Choice::Bochs), ("qemu", Choice::Qemu), ("kvm", Choice::Kvm)] {
@@ -83,6 +87,7 @@ fn engines(args: &TestArgs, parts: &[&str], names_given: bool) -> Result<Vec<Eng
     }
     if engines.is_empty() && (parts.is_empty() || names_given) {
         engines.push(Engine::choose(Some(Choice::Bochs), &args.options)?);
+        engines.push(Engine::choose(Some(Choice::Qemu), &args.options)?);
         if args.full && args.options.bochs_version.is_none() {
             let installed = engines.iter().map(Engine::name).collect::<Vec<_>>();
             for version in OTHER_BOCHS.iter().filter(|version| !installed.contains(&format!("bochs {version}"))) {
