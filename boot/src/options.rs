@@ -193,6 +193,7 @@ const VALUES: &[(&str, SetValue)] = &[
     ("mem",            |o, v| memory(v).map(|limit| o.memory_limit = Some(limit))),
     ("reboot",         |o, v| reboot(o, v)),
     ("sched",          |o, v| scheduler(v).map(|kind| o.scheduler.kind = kind)),
+    ("sched_credit2_max_cpus_runqueue", |o, v| count(v).map(|cpus| o.scheduler.params.most_cpus = cpus as usize)),
     ("sched_ratelimit_us", |o, v| ratelimit(v).map(|limit| o.scheduler.params.ratelimit = limit)),
     ("vga",            |o, v| { o.console.keep_screen |= v.split(',').any(|word| word == "keep"); Ok(()) }),
     ("vpid",           |o, v| switch(v).map(|on| o.vpid = Some(on))),

@@ -93,8 +93,12 @@ impl Credit2 {
     /// Now and then, a queue in which someone waits is compared with the others before one of its CPUs decides. Returns who else must.
     ///
     /// One vCPU at most is moved. What is pulled here is so far behind that it runs at once, which keeps it from being pulled on.
+    #[inline]
     pub(super) fn balance(&mut self, home: u32, cpu: CpuId, now: Nanos) -> CpuSet {
         let Some(queue) = self.queues.get_mut(home as usize) else { return CpuSet::EMPTY };
+        if queue.waiting.is_empty() {
+            return CpuSet::EMPTY;
+        }
         let Some(front) = queue.front() else { return CpuSet::EMPTY };
         queue.contended = now;
         if now.since(queue.balanced) < PERIOD || queue.is_bound(cpu, now) {

@@ -6,7 +6,7 @@ use crate::{Nanos, Weight};
 /// its level is above the queue's floor, so that a reset (everyone gets credit) is a lowering of the floor: one addition, however many
 /// vCPUs there are.
 ///
-/// Units of [`scaled`] time. A vCPU of weight 1 sinks by 2^16 a nanosecond, so that 64 bits would last for a day and a half: hence 128.
+/// One of weight 65536 would sink by 1 a nanosecond. One of weight 1 sinks by 2^16, so that 64 bits would last for a day and a half: hence 128.
 pub(super) type Level = i128;
 
 /// The nanoseconds that the heaviest vCPU may run on its credit after a reset: 10 ms.

@@ -30,6 +30,9 @@ pub(super) struct Choice {
 impl RunQueue {
     pub fn decide(&mut self, cpu: CpuId, now: Nanos, caps: &mut Caps) -> Choice {
         self.claimed.remove(cpu);
+        if let Some(row) = self.goes_on_alone(cpu, now, caps) {
+            return Choice { next: Some(row), ..Choice::default() };
+        }
         let mut choice = Choice::default();
         let Some(record) = self.record_mut(cpu) else { return choice };
         let (current, handed) = (record.current.take(), record.handed.take());
@@ -61,6 +64,25 @@ impl RunQueue {
             None => self.set_idle(cpu),
         }
         choice
+    }
+
+    /// The usual case on a machine with CPUs enough, and the shortest way through it: what runs wants to go on, and nobody waits.
+    fn goes_on_alone(&mut self, cpu: CpuId, now: Nanos, caps: &Caps) -> Option<Row> {
+        if !self.waiting.is_empty() {
+            return None;
+        }
+        let row = self.record(cpu)?.current?;
+        let unit = self.unit(row)?;
+        let may_run = unit.resting.is_none() && unit.affinity.hard.contains(cpu);
+        if !may_run || unit.allotment.is_some() || caps.limits(unit.domain) {
+            return None;
+        }
+        self.charge(row, now);
+        self.reset(row, None);
+        self.unit_mut(row)?.yielded = false;
+        self.tickless.insert(cpu);
+        self.record_mut(cpu)?.until = None;
+        Some(row)
     }
 
     /// Whether what ran on the CPU may go on; if not, it has left.

@@ -3,13 +3,13 @@
 //! Built from what Xen's documents say of its scheduler of that name, with its figures and its words; the structure is our own:
 //!
 //! - Who has most credit runs. Running burns credit, the more the less one weighs. When the next to run has none left everyone
-//!   gets new credit ([`credit`]: one addition).
-//! - Those who wait are in a tree that knows affinities ([`tree`]): all that is done to it is O(log n).
+//!   gets new credit (`credit.rs`: one addition).
+//! - Those who wait are in a tree that knows affinities (`tree.rs`): all that is done to it is O(log n).
 //! - Who wakes gets an idle CPU first, one that it prefers if it can, in whatever queue; else it takes the CPU of the one with the least
-//!   credit, when the rate limit lets it ([`tickle`]).
+//!   credit, when the rate limit lets it (`tickle.rs`).
 //! - A CPU for which nobody waits has no time slice and takes no timer interrupt.
-//! - A domain with a cap has a budget for each period ([`caps`]).
-//! - Queues are balanced by their average load and by how well their vCPUs are served ([`balance`]).
+//! - A domain with a cap has a budget for each period (`caps.rs`).
+//! - Queues are balanced by their average load and by how well their vCPUs are served (`balance.rs`).
 //!
 //! # How a machine holds it
 //!
@@ -21,8 +21,15 @@
 //! 3. the rest needs none: which queue a CPU has never changes, which queue a vCPU is in (`homes`) and which CPUs are idle (`idle`) are
 //!    hints that are checked under the queue's lock.
 //!
-//! No lock is held while a CPU is tickled or a guest is entered. A decision takes the vCPU's name only: what was decided before may still have
-//! its registers in the old CPU, and whoever is to run it next waits until they have been stored.
+//! No lock is held while a CPU is tickled or a guest is entered:
+//!
+//! - *Wake-up*, on any CPU: take the lock, [`wake`](Scheduler::wake), drop the lock; then each CPU of the answer is told: the own one by its flag,
+//!   the others by their flag and an interrupt. A vCPU that was handed to an idle CPU is nobody else's, so that two wake-ups never count on the same one.
+//! - *Decision*, on the CPU itself: take the lock, [`decide`](Scheduler::decide), drop the lock; tell the others; set the timer to `until`, and the
+//!   timer for budgets to `replenish` if there is one.
+//! - *Moving*: a decision takes the vCPU's name only. What ran before may still have its registers in the CPU that it ran on last. That CPU
+//!   stores them when it decides for somebody else or for nobody; whoever is to run the vCPU next waits for that, and takes its timers
+//!   over from the old CPU's queue. So registers stay where they are as long as a vCPU only sleeps and wakes.
 
 mod balance;
 mod caps;

@@ -3,6 +3,7 @@
 mod caps;
 mod chaos;
 mod latency;
+mod null;
 mod shares;
 mod starvation;
 
