@@ -247,9 +247,16 @@ fn init_io_apics(platform: &Platform) -> Result<alloc::vec::Vec<FoundIoApic>, St
         let registers =
             paging::map_mmio(at, 4096).map_err(|why| format!("I/O APIC at {:#x}: cannot be mapped ({why:?})", at.0))?;
         // SAFETY: the registers were just mapped, for good.
-        let (version, pins) = unsafe { io::add(registers.cast(), io_apic.id, io_apic.gsi_base) };
-        log::info!(target: "apic", "I/O APIC {} at {:#x}: version {version:#x}, GSIs {}-{}", io_apic.id, at.0, io_apic.gsi_base, io_apic.gsi_base + pins - 1);
-        found.push(FoundIoApic { address: at.0, id: io_apic.id, version, gsi_base: io_apic.gsi_base, pins });
+        match unsafe { io::add(registers.cast(), io_apic.id, io_apic.gsi_base) } {
+            Ok((version, gsis)) => {
+                log::info!(target: "apic", "I/O APIC {} at {:#x}: version {version:#x}, GSIs {}-{}", io_apic.id, at.0, gsis.start, gsis.end - 1);
+                let pins = gsis.end - gsis.start;
+                found.push(FoundIoApic { address: at.0, id: io_apic.id, version, gsi_base: gsis.start, pins });
+            }
+            Err(why) => {
+                log::warn!(target: "apic", "I/O APIC {} at {:#x}: {why}; it is not used, and devices behind it get no interrupts", io_apic.id, at.0);
+            }
+        }
     }
     Ok(found)
 }
