@@ -27,6 +27,9 @@ const ACTIVE_LOW: u32 = 1 << 13;
 const LEVEL: u32 = 1 << 15;
 const MASKED: u32 = 1 << 16;
 
+/// GSIs that a machine may have: some ten times those of the largest. What firmware numbers higher is a mistake.
+pub const MOST_GSIS: u32 = 4096;
+
 static ALL: Lock<Vec<IoApic>> = Lock::new(Rank::Console, Vec::new());
 
 /// How a pin is wired.
@@ -59,7 +62,7 @@ impl IoApic {
 pub enum Unusable {
     /// Its registers read as ones.
     NotThere,
-    /// Its GSIs would go beyond 32 bits.
+    /// Its GSIs would go beyond [`MOST_GSIS`].
     Gsis { base: u32, pins: u32 },
 }
 
@@ -67,7 +70,9 @@ impl fmt::Display for Unusable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Unusable::NotThere => f.write_str("nothing answers there"),
-            Unusable::Gsis { base, pins } => write!(f, "its {pins} GSIs cannot begin at {base}"),
+            Unusable::Gsis { base, pins } => {
+                write!(f, "its {pins} GSIs begin at {base}, and Corten has room for no more than {MOST_GSIS} of them")
+            }
         }
     }
 }
@@ -79,8 +84,10 @@ fn gsis(version: u32, base: u32) -> Result<Range<u32>, Unusable> {
         return Err(Unusable::NotThere);
     }
     let pins = ((version >> 16 & 0xff) + 1).min(MOST_PINS as u32);
-    let end = base.checked_add(pins).ok_or(Unusable::Gsis { base, pins })?;
-    Ok(base..end)
+    match base.checked_add(pins) {
+        Some(end) if end <= MOST_GSIS => Ok(base..end),
+        _ => Err(Unusable::Gsis { base, pins }),
+    }
 }
 
 /// Takes an I/O APIC over, all pins masked; what it is: its version and its GSIs.
@@ -160,8 +167,11 @@ mod tests {
     }
 
     #[test]
-    fn gsis_do_not_wrap() {
-        assert_eq!(gsis(0x0017_0011, u32::MAX - 24), Ok(u32::MAX - 24..u32::MAX));
-        assert_eq!(gsis(0x0017_0011, u32::MAX - 23), Err(Unusable::Gsis { base: u32::MAX - 23, pins: 24 }));
+    fn gsis_are_within_what_is_kept_of_them() {
+        let version = 0x0017_0011;
+        assert_eq!(gsis(version, MOST_GSIS - 24), Ok(MOST_GSIS - 24..MOST_GSIS));
+        for base in [MOST_GSIS - 23, u32::MAX - 24, u32::MAX - 23, u32::MAX] {
+            assert_eq!(gsis(version, base), Err(Unusable::Gsis { base, pins: 24 }));
+        }
     }
 }
