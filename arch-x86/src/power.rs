@@ -6,6 +6,7 @@ use hypervisor::system::System;
 use spin::Once;
 use xen_abi::sched::*;
 
+use crate::acpi::SleepType;
 use crate::host;
 use crate::machine::X86;
 use crate::port::{inb, inw, outb, outw};
@@ -17,7 +18,7 @@ pub struct Ports {
     pub pm1a: u16,
     pub pm1b: u16,
     /// The sleep types that mean S5.
-    pub s5: Option<(u8, u8)>,
+    pub s5: Option<SleepType>,
     /// The reset register, if it is a port: port and value.
     pub reset: Option<(u16, u8)>,
 }
@@ -93,9 +94,10 @@ pub fn stop(machine: &X86, action: PowerAction) -> ! {
 /// ACPI S5 by the PM1 control registers (ACPI 6.5, 4.8.3.2).
 fn power_off() {
     let ports = PORTS.get().copied().unwrap_or_default();
-    let (a, b) = ports.s5.unwrap_or((0, 0));
+    // Where firmware does not tell, 0 is what emulated machines have.
+    let SleepType { pm1a, pm1b } = ports.s5.unwrap_or(SleepType { pm1a: 0, pm1b: 0 });
     const SLEEP_ENABLE: u16 = 1 << 13;
-    for (port, sleep_type) in [(ports.pm1a, a), (ports.pm1b, b)] {
+    for (port, sleep_type) in [(ports.pm1a, pm1a), (ports.pm1b, pm1b)] {
         if port != 0 {
             let rest = inw(port) & !(7 << 10);
             outw(port, rest | u16::from(sleep_type) << 10);

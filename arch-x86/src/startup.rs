@@ -8,7 +8,9 @@ use mm::addr::HostPhys;
 use mm::{Memory, Window};
 use sched::CpuId;
 
-use crate::acpi::{self, AddressSpace, Fadt, Hpet, Madt, Mcfg, PhysRead, Problem, RootPointer, Signature, Tables};
+use crate::acpi::{
+    self, AddressSpace, Fadt, Hpet, Madt, Mcfg, PhysRead, Problem, RootPointer, Signature, SleepType, Tables,
+};
 use crate::apic::{io, local};
 use crate::cpu::gdt::{self, CpuTables};
 use crate::engine::{CpuEngine, Host, HostState, Wishes};
@@ -34,6 +36,8 @@ pub struct Platform {
     pub fadt: Option<Fadt>,
     pub mcfg: Mcfg,
     pub hpet: Option<Hpet>,
+    /// The sleep types that mean S5; `None` if firmware does not tell them in a way that is understood.
+    pub s5: Option<SleepType>,
 }
 
 impl Platform {
@@ -52,10 +56,19 @@ impl Platform {
         let fadt = fadt.map_err(|problem| problems.add(problem)).ok();
         let mcfg = tables.read(memory, Signature::MCFG).map(|table| Mcfg::parse(&table, &mut problems));
         let hpet = tables.read(memory, Signature::HPET).and_then(|table| Hpet::parse(&table)).ok();
+        let s5 = fadt.as_ref().and_then(|fadt| SleepType::soft_off(memory, &tables, fadt, &mut problems));
         for problem in problems.iter() {
             log::warn!(target: "acpi", "{problem}");
         }
-        Ok(Platform { tables, madt, fadt, mcfg: mcfg.unwrap_or_default(), hpet })
+        match s5 {
+            Some(SleepType { pm1a, pm1b }) => {
+                log::debug!(target: "acpi", "S5 is sleep type {pm1a} (PM1a), {pm1b} (PM1b)")
+            }
+            None => {
+                log::warn!(target: "acpi", "no constant \\_S5_ in DSDT and SSDTs: Corten may not be able to switch the machine off")
+            }
+        }
+        Ok(Platform { tables, madt, fadt, mcfg: mcfg.unwrap_or_default(), hpet, s5 })
     }
 
     /// The registers that switch the machine off and reset it.
@@ -65,8 +78,7 @@ impl Platform {
         power::Ports {
             pm1a: port(fadt.pm1a_control).unwrap_or(0),
             pm1b: port(fadt.pm1b_control).unwrap_or(0),
-            // AML would say which sleep types mean S5; these do on the PCs that have no other way (see `power`).
-            s5: None,
+            s5: self.s5,
             reset: port(fadt.reset).map(|port| (port, fadt.reset_value)),
         }
     }
