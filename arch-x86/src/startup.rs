@@ -79,6 +79,7 @@ impl Platform {
             pm1a: port(fadt.pm1a_control).unwrap_or(0),
             pm1b: port(fadt.pm1b_control).unwrap_or(0),
             s5: self.s5,
+            facs: fadt.facs,
             reset: port(fadt.reset).map(|port| (port, fadt.reset_value)),
         }
     }

@@ -40,7 +40,7 @@ pub use mcfg::{Ecam, Hpet, Mcfg};
 pub use mm::window::BadAddress;
 pub use problem::{Problem, Problems};
 pub use root::{RootPointer, TableEntry, Tables};
-pub use sleep::SleepType;
+pub use sleep::{SleepType, has_waking_vector};
 pub use table::{Signature, Table};
 
 use mm::HostPhys;

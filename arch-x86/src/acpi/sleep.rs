@@ -1,4 +1,4 @@
-//! The sleep type that switches the machine off, out of AML: `Name (\_S5_, Package () { a, b, … })` (ACPI 6.5, 7.4.2 and 20.2.5.4).
+//! How the machine sleeps. The sleep type that switches it off comes out of AML: `Name (\_S5_, Package () { a, b, … })` (ACPI 6.5, 7.4.2 and 20.2.5.4).
 //!
 //! No AML is interpreted. The object is a constant in every firmware that Corten has met, and is found by its bytes; where it is
 //! not, there is none.
@@ -110,6 +110,20 @@ impl Elements<'_> {
             _ => None,
         }
     }
+}
+
+/// Whether the FACS at `facs` (5.2.10) says where firmware is to jump to after a sleep: the operating system writes that before it
+/// suspends. False for what is no FACS.
+pub fn has_waking_vector(memory: &impl PhysRead, facs: HostPhys) -> bool {
+    let mut bytes = [0; 32];
+    if memory.read(facs, &mut bytes).is_err() || !bytes.starts_with(b"FACS") {
+        return false;
+    }
+    let length = field(&bytes, 4).map_or(0, u32::from_le_bytes);
+    let vector = field(&bytes, 12).map_or(0, u32::from_le_bytes);
+    let wide_vector = field(&bytes, 24).map_or(0, u64::from_le_bytes);
+    // The wide one came with ACPI 2.0.
+    vector != 0 || length as usize >= bytes.len() && wide_vector != 0
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use super::{Next, Running};
 use crate::exit::PortAccess;
 use crate::port::{inb, outb};
 use crate::power;
+use crate::startup::Physical;
 use crate::vdev::cmos::Cell;
 use crate::vdev::ports::{Effect, Read, Reset};
 
@@ -63,8 +64,14 @@ impl Running<'_> {
                     }
                 }
             }
-            Effect::PowerControl { sleeps } => {
-                if sleeps {
+            Effect::PowerControl { sleep } => {
+                if let Some(sleep) = sleep {
+                    if power::resumes(&Physical(*self.system.memory.window()), sleep) {
+                        if crate::ratelimit::guest_message() {
+                            log::warn!(target: "power", "{}: suspend to RAM is not supported; use suspend to idle (s2idle)", self.domain.name);
+                        }
+                        return;
+                    }
                     // The machine may be off with this write: what Dom0 said last is to be out.
                     (self.system.machine.hooks.console_flush)();
                 }

@@ -95,10 +95,19 @@ pub enum Effect {
     Reset(Reset),
     /// A byte for the domain's console.
     DebugConsole(u8),
-    /// A write to an ACPI power-management control register, to be made as it is. If it `sleeps`, the machine may be off afterwards.
+    /// A write to an ACPI power-management control register, to be made as it is, unless it is a `sleep` that Corten cannot let happen.
     PowerControl {
-        sleeps: bool,
+        sleep: Option<Sleep>,
     },
+}
+
+/// SLP_EN is written: the machine enters a sleep state, or is off.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Sleep {
+    /// By PM1b_CNT, not by PM1a_CNT.
+    pub second: bool,
+    /// SLP_TYP: what it means is the firmware's to say.
+    pub kind: u8,
 }
 
 /// What is at a port.
@@ -254,9 +263,12 @@ impl Ports {
             },
             Device::Pci => Effect::Pci,
             Device::PowerControl => {
-                // SLP_EN is bit 13 (ACPI 6.5, table 4.13): it may come in a byte of its own.
-                let shift = u32::from(port & 1) << 3;
-                Effect::PowerControl { sleeps: value.wrapping_shl(shift) & 1 << 13 != 0 }
+                // SLP_EN is bit 13, SLP_TYP the three below (ACPI 6.5, table 4.13): they may come in a byte of their own.
+                let word = value.wrapping_shl(u32::from(port & 1) << 3);
+                let [first, _] = self.power_control;
+                let second = first == 0 || port & !1 != first & !1;
+                let sleep = Sleep { second, kind: (word >> 10) as u8 & 7 };
+                Effect::PowerControl { sleep: (word & 1 << 13 != 0).then_some(sleep) }
             }
             Device::Speaker => {
                 self.speaker = value as u8 & 0b11;
@@ -329,11 +341,13 @@ mod tests {
 
     #[test]
     fn dom0_powers_off_by_the_host_s_register_which_is_watched() {
-        let mut ports = dom0().with_power_control([0x604, 0]);
+        let mut ports = dom0().with_power_control([0x604, 0x704]);
+        let sleeps = |second, kind| Effect::PowerControl { sleep: Some(Sleep { second, kind }) };
         assert_eq!(ports.read(0x604, 2, NOW), Read::Physical);
-        assert_eq!(ports.write(0x604, 2, 0x0001), Effect::PowerControl { sleeps: false });
-        assert_eq!(ports.write(0x604, 2, 0x2000), Effect::PowerControl { sleeps: true });
-        assert_eq!(ports.write(0x605, 1, 0x20), Effect::PowerControl { sleeps: true });
+        assert_eq!(ports.write(0x604, 2, 0x1c01), Effect::PowerControl { sleep: None });
+        assert_eq!(ports.write(0x604, 2, 0x2000), sleeps(false, 0));
+        assert_eq!(ports.write(0x605, 1, 0x34), sleeps(false, 5));
+        assert_eq!(ports.write(0x704, 4, 0x3c00), sleeps(true, 7));
         assert!(bitmap(&ports).contains(&0x604) && bitmap(&ports).contains(&0x605));
     }
 
