@@ -298,8 +298,12 @@ fn assemble(
         platform.fadt.as_ref().and_then(|fadt| fadt.pm_timer?.port()).map(|port| port..=port.saturating_add(3)),
     );
     let power = platform.power_ports();
-    let ports =
-        Ports::dom0(None, &hidden).ok_or("too many ports to hide")?.with_power_control([power.pm1a, power.pm1b]);
+    // Status is the first half of an event block.
+    let status = [|fadt: &acpi::Fadt| fadt.pm1a_event, |fadt: &acpi::Fadt| fadt.pm1b_event]
+        .map(|block| platform.fadt.as_ref().and_then(|fadt| block(fadt)?.port()).unwrap_or(0));
+    let ports = Ports::dom0(None, &hidden)
+        .ok_or("too many ports to hide")?
+        .with_power_management([power.pm1a, power.pm1b], status);
     let descriptions: Vec<Description> = ready
         .io_apics
         .iter()

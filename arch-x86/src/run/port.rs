@@ -44,7 +44,7 @@ impl Running<'_> {
         match answer {
             Read::Value(value) => value,
             Read::Cmos(cell) => u32::from(read_cmos(cell)),
-            Read::Physical => crate::port::input(port, size),
+            Read::Physical { and } => crate::port::input(port, size) | and,
             Read::Pci => devices.read_pci_port(port, size),
         }
     }
@@ -70,6 +70,7 @@ impl Running<'_> {
                         if crate::ratelimit::guest_message() {
                             log::warn!(target: "power", "{}: suspend to RAM is not supported; use suspend to idle (s2idle)", self.domain.name);
                         }
+                        devices.ports.lock().wake();
                         return;
                     }
                     // The machine may be off with this write: what Dom0 said last is to be out.
@@ -77,6 +78,7 @@ impl Running<'_> {
                 }
                 crate::port::output(port, size, value);
             }
+            Effect::PowerStatus => crate::port::output(port, size, value),
             Effect::DebugConsole(byte) => (self.system.machine.hooks.console_write)(&[byte]),
         }
     }
