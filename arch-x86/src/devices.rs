@@ -16,7 +16,7 @@ use mm::lock::{Lock, Rank};
 use xen_abi::errno::Errno;
 
 use self::pci::PciBus;
-use crate::apic::io::Wiring;
+use crate::apic::io::{MOST_GSIS, Wiring};
 use crate::apic::vectors::{self, Source};
 use crate::apic::{io, local};
 use crate::machine::{self, X86};
@@ -25,8 +25,29 @@ use crate::vdev::ports::Ports;
 use crate::vdev::vioapic::{Effect, Gsi, IoApics};
 use crate::vdev::vpci::ecam::Ecam;
 
-/// GSIs that can be bound.
-const MOST_GSIS: usize = 256;
+/// Which GSIs are level-triggered: a bit each, for all that an I/O APIC of this machine can have.
+struct Levels([AtomicU64; MOST_GSIS as usize / 64]);
+
+impl Levels {
+    const fn new() -> Levels {
+        Levels([const { AtomicU64::new(0) }; MOST_GSIS as usize / 64])
+    }
+
+    #[inline]
+    fn has(&self, gsi: u32) -> bool {
+        self.0.get(gsi as usize / 64).is_some_and(|word| word.load(Ordering::Relaxed) >> (gsi % 64) & 1 != 0)
+    }
+
+    fn set(&self, gsi: u32, level: bool) {
+        let Some(word) = self.0.get(gsi as usize / 64) else { return };
+        let bit = 1u64 << (gsi % 64);
+        if level {
+            word.fetch_or(bit, Ordering::Relaxed);
+        } else {
+            word.fetch_and(!bit, Ordering::Relaxed);
+        }
+    }
+}
 
 pub struct Devices {
     pub io_apics: Lock<IoApics>,
@@ -36,8 +57,8 @@ pub struct Devices {
     /// The GSI of Corten's own console.
     hidden_gsi: Option<u32>,
     gsis: Lock<Vec<Binding>>,
-    /// Which bound GSIs are level-triggered: read at every device interrupt.
-    level: [AtomicU64; MOST_GSIS / 64],
+    /// Of the bound GSIs; read at every device interrupt.
+    levels: Levels,
 }
 
 /// A physical pin that a domain has bound.
@@ -60,13 +81,13 @@ impl Devices {
             pci,
             hidden_gsi,
             gsis: Lock::new(Rank::Timers, Vec::new()),
-            level: [const { AtomicU64::new(0) }; MOST_GSIS / 64],
+            levels: Levels::new(),
         }
     }
 
     #[inline]
     pub fn is_level(&self, gsi: u32) -> bool {
-        self.level.get(gsi as usize / 64).is_some_and(|word| word.load(Ordering::Relaxed) >> (gsi % 64) & 1 != 0)
+        self.levels.has(gsi)
     }
 
     /// A physical interrupt of this GSI came (and is masked, if it is a level).
@@ -149,7 +170,7 @@ impl Devices {
 
     /// The guest has unmasked a pin: the physical one is routed here, if the domain may have it.
     fn bind(&self, domain: &Domain<X86>, gsi: u32, wiring: Wiring) {
-        if !domain.is_control() || gsi as usize >= MOST_GSIS || self.hidden_gsi == Some(gsi) {
+        if !domain.is_control() || self.hidden_gsi == Some(gsi) {
             return;
         }
         let known = self.with_binding(gsi, |binding| {
@@ -178,14 +199,7 @@ impl Devices {
                 (binding, true)
             }
         };
-        if let Some(word) = self.level.get(gsi as usize / 64) {
-            let bit = 1u64 << (gsi % 64);
-            if wiring.level {
-                word.fetch_or(bit, Ordering::Relaxed)
-            } else {
-                word.fetch_and(!bit, Ordering::Relaxed)
-            };
-        }
+        self.levels.set(gsi, wiring.level);
         if !reroute {
             if !binding.serving {
                 io::set_masked(gsi, false);
@@ -245,5 +259,24 @@ impl Devices {
             // The guest's own redirection entry says the same when it unmasks the pin; nothing is bound before that.
             DeviceRequest::SetupGsi { .. } => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_gsi_that_an_io_apic_can_have_is_level_or_edge_on_its_own() {
+        let levels = Levels::new();
+        for gsi in [0, 63, 64, 255, 256, 300, MOST_GSIS - 1] {
+            assert!(!levels.has(gsi));
+            levels.set(gsi, true);
+            assert!(levels.has(gsi) && !levels.has(gsi ^ 1), "{gsi}");
+            levels.set(gsi, false);
+            assert!(!levels.has(gsi), "{gsi}");
+        }
+        levels.set(MOST_GSIS, true);
+        assert!(!levels.has(MOST_GSIS));
     }
 }

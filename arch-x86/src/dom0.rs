@@ -5,9 +5,10 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
+use alloc::vec;
 use alloc::vec::Vec;
 use core::arch::x86_64::{__cpuid_count, CpuidResult};
-use core::ops::Range;
+use core::ops::{Range, RangeInclusive};
 
 use hypervisor::build::dom0_mem::{Dom0Mem, Size};
 use hypervisor::build::elf::Kernel;
@@ -73,7 +74,7 @@ pub struct Wanted<'a> {
     /// The page below 1 MiB on which other CPUs start.
     pub trampoline: Range<u64>,
     /// Ports that Dom0 must not see: Corten's console.
-    pub hidden_ports: Vec<core::ops::RangeInclusive<u16>>,
+    pub hidden_ports: Vec<RangeInclusive<u16>>,
     /// A GSI that is Corten's own.
     pub hidden_gsi: Option<u32>,
 }
@@ -298,8 +299,12 @@ fn assemble(
         platform.fadt.as_ref().and_then(|fadt| fadt.pm_timer?.port()).map(|port| port..=port.saturating_add(3)),
     );
     let power = platform.power_ports();
-    let ports =
-        Ports::dom0(None, &hidden).ok_or("too many ports to hide")?.with_power_control([power.pm1a, power.pm1b]);
+    // Status is the first half of an event block.
+    let status = [|fadt: &acpi::Fadt| fadt.pm1a_event, |fadt: &acpi::Fadt| fadt.pm1b_event]
+        .map(|block| platform.fadt.as_ref().and_then(|fadt| block(fadt)?.port()).unwrap_or(0));
+    let ports = Ports::dom0(None, &hidden)
+        .ok_or("too many ports to hide")?
+        .with_power_management([power.pm1a, power.pm1b], status);
     let descriptions: Vec<Description> = ready
         .io_apics
         .iter()
@@ -446,15 +451,23 @@ fn find_pci(p2m: &P2m<Nested>, platform: &Platform, wanted: &Wanted<'_>) -> Resu
         reserved.insert(registers.clone()).map_err(no_memory)?;
     }
     let bus = Box::new(PciBus::new(Hardware::new(reserved), has_extended_ports()));
+    // Bus 0 is reached by ports alone. What other root buses there are only AML says: any bus of a window may be one.
+    let mut buses: Vec<(u16, RangeInclusive<u8>)> = vec![(0, 0..=0)];
     for segment in &platform.mcfg.segments {
         let acpi::Ecam { base, segment, first_bus, last_bus } = *segment;
-        if let Err(why) = bus.add_window(Ecam { base: GuestPhys(base), segment, first_bus, last_bus }) {
-            log::warn!(target: "pci", "segment {segment:04x}: its configuration space at {base:#x} cannot be used ({why:?})");
+        match bus.add_window(Ecam { base: GuestPhys(base), segment, first_bus, last_bus }) {
+            Ok(()) => buses.push((segment, first_bus..=last_bus)),
+            Err(why) => {
+                log::warn!(target: "pci", "segment {segment:04x}: its configuration space at {base:#x} cannot be used ({why:?})");
+            }
         }
     }
-    bus.discover(p2m, 0, 0, &wanted.hidden_ports);
-    for segment in platform.mcfg.segments.iter().filter(|segment| segment.segment != 0) {
-        bus.discover(p2m, segment.segment, segment.first_bus, &wanted.hidden_ports);
+    let mut segments: Vec<u16> = buses.iter().map(|(segment, _)| *segment).collect();
+    segments.sort_unstable();
+    segments.dedup();
+    for segment in segments {
+        let of_segment = buses.iter().filter(|(of, _)| *of == segment);
+        bus.discover(p2m, segment, of_segment.flat_map(|(_, buses)| buses.clone()), &wanted.hidden_ports);
     }
     Ok(bus)
 }

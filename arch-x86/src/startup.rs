@@ -10,7 +10,9 @@ use mm::addr::HostPhys;
 use mm::{Memory, Window};
 use sched::CpuId;
 
-use crate::acpi::{self, AddressSpace, Fadt, Hpet, Madt, Mcfg, PhysRead, Problem, RootPointer, Signature, Tables};
+use crate::acpi::{
+    self, AddressSpace, Fadt, Hpet, Madt, Mcfg, PhysRead, Problem, RootPointer, Signature, SleepType, Tables,
+};
 use crate::apic::{io, local};
 use crate::cpu::gdt::{self, CpuTables};
 use crate::engine::{CpuEngine, Host, HostState, Wishes};
@@ -36,8 +38,13 @@ pub struct Platform {
     pub fadt: Option<Fadt>,
     pub mcfg: Mcfg,
     pub hpet: Option<Hpet>,
+<<<<<<< HEAD
     /// Registers of IOMMUs, which are Corten's even while it does not use them.
     pub iommus: Vec<Range<u64>>,
+=======
+    /// The sleep types that mean S5; `None` if firmware does not tell them in a way that is understood.
+    pub s5: Option<SleepType>,
+>>>>>>> 7ec567c1291c64f5a7dec19588b4df6ca7938e2d
 }
 
 impl Platform {
@@ -59,6 +66,7 @@ impl Platform {
             log::info!(target: "acpi", "no MCFG: PCI functions have 256 bytes of configuration space, by ports");
         }
         let hpet = tables.read(memory, Signature::HPET).and_then(|table| Hpet::parse(&table)).ok();
+<<<<<<< HEAD
         let mut iommus = Vec::new();
         for signature in [Signature::DMAR, Signature::IVRS] {
             let Ok(table) = tables.read(memory, signature) else { continue };
@@ -70,6 +78,21 @@ impl Platform {
             log::warn!(target: "acpi", "{problem}");
         }
         Ok(Platform { tables, madt, fadt, mcfg: mcfg.unwrap_or_default(), hpet, iommus })
+=======
+        let s5 = fadt.as_ref().and_then(|fadt| SleepType::soft_off(memory, &tables, fadt, &mut problems));
+        for problem in problems.iter() {
+            log::warn!(target: "acpi", "{problem}");
+        }
+        match s5 {
+            Some(SleepType { pm1a, pm1b }) => {
+                log::debug!(target: "acpi", "S5 is sleep type {pm1a} (PM1a), {pm1b} (PM1b)")
+            }
+            None => {
+                log::warn!(target: "acpi", "no constant \\_S5_ in DSDT and SSDTs: Corten may not be able to switch the machine off")
+            }
+        }
+        Ok(Platform { tables, madt, fadt, mcfg: mcfg.unwrap_or_default(), hpet, s5 })
+>>>>>>> 7ec567c1291c64f5a7dec19588b4df6ca7938e2d
     }
 
     /// The registers that switch the machine off and reset it.
@@ -79,8 +102,8 @@ impl Platform {
         power::Ports {
             pm1a: port(fadt.pm1a_control).unwrap_or(0),
             pm1b: port(fadt.pm1b_control).unwrap_or(0),
-            // AML would say which sleep types mean S5; these do on the PCs that have no other way (see `power`).
-            s5: None,
+            s5: self.s5,
+            facs: fadt.facs,
             reset: port(fadt.reset).map(|port| (port, fadt.reset_value)),
         }
     }
@@ -263,9 +286,16 @@ fn init_io_apics(platform: &Platform) -> Result<Vec<FoundIoApic>, String> {
         let registers =
             paging::map_mmio(at, 4096).map_err(|why| format!("I/O APIC at {:#x}: cannot be mapped ({why:?})", at.0))?;
         // SAFETY: the registers were just mapped, for good.
-        let (version, pins) = unsafe { io::add(registers.cast(), io_apic.id, io_apic.gsi_base) };
-        log::info!(target: "apic", "I/O APIC {} at {:#x}: version {version:#x}, GSIs {}-{}", io_apic.id, at.0, io_apic.gsi_base, io_apic.gsi_base + pins - 1);
-        found.push(FoundIoApic { address: at.0, id: io_apic.id, version, gsi_base: io_apic.gsi_base, pins });
+        match unsafe { io::add(registers.cast(), io_apic.id, io_apic.gsi_base) } {
+            Ok((version, gsis)) => {
+                log::info!(target: "apic", "I/O APIC {} at {:#x}: version {version:#x}, GSIs {}-{}", io_apic.id, at.0, gsis.start, gsis.end - 1);
+                let pins = gsis.end - gsis.start;
+                found.push(FoundIoApic { address: at.0, id: io_apic.id, version, gsi_base: gsis.start, pins });
+            }
+            Err(why) => {
+                log::warn!(target: "apic", "I/O APIC {} at {:#x}: {why}; it is not used, and devices behind it get no interrupts", io_apic.id, at.0);
+            }
+        }
     }
     Ok(found)
 }

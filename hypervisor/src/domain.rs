@@ -150,7 +150,8 @@ impl<M: Machine> Domain<M> {
         if self.wide.load(Ordering::Relaxed) != 0 { Width::Bits64 } else { Width::Bits32 }
     }
 
-    pub fn latch_width(&self, width: Width) {
+    /// See [`crate::wallclock::latch_width`], which moves what is affected.
+    pub(crate) fn latch_width(&self, width: Width) {
         self.wide.store(u8::from(width == Width::Bits64), Ordering::Relaxed);
     }
 

@@ -21,7 +21,6 @@ mod cpuset;
 pub mod credit2;
 mod null;
 mod policy;
-mod round_robin;
 mod scheduler;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
@@ -34,7 +33,6 @@ pub use cpuset::CpuSet;
 pub use credit2::{Credit2, Params};
 pub use null::Null;
 pub use policy::{Kind, Policy, Wanted};
-pub use round_robin::RoundRobin;
 pub use scheduler::{Decision, Refused, Scheduler};
 pub use time::{CpuId, Nanos};
 pub use timers::{TimerQueue, TimerSlot};

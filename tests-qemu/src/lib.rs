@@ -18,6 +18,7 @@ pub mod memory;
 pub mod pci;
 pub mod power;
 pub mod probe;
+pub mod second;
 pub mod start;
 pub mod tests;
 

@@ -15,7 +15,7 @@ use super::table::{CHECKSUM_AT, HEADER, LENGTH_AT, OEM, REVISION_AT, Signature, 
 /// The tables that Dom0 sees as they are: devices' and firmware's business, not the processors' or the memory's.
 const KEPT: [Signature; 10] = [
     Signature::FADT, // and through it DSDT and FACS
-    Signature(*b"SSDT"),
+    Signature::SSDT,
     Signature(*b"PSDT"),
     Signature(*b"SBST"),
     Signature::MCFG,

@@ -1,7 +1,7 @@
 //! ACPI's static tables: what firmware says of the machine, and the few tables that are made anew for Dom0.
 //!
 //! [`Tables::find`] walks from the root pointer to the tables; [`Madt`], [`Fadt`], [`Mcfg`] and [`Hpet`] read those that Corten itself needs;
-//! [`dom0`] makes Dom0's. AML is Dom0's business. Firmware's word is not taken for anything: every length is bounded, every checksum
+//! [`dom0`] makes Dom0's. AML is Dom0's business, but for the one constant that switches the machine off ([`SleepType`]). Firmware's word is not taken for anything: every length is bounded, every checksum
 //! checked, and what is broken is named and skipped.
 #![deny(
     unsafe_code,
@@ -32,6 +32,7 @@ mod problem;
 mod root;
 #[cfg(test)]
 pub(crate) mod sample;
+mod sleep;
 mod table;
 
 pub use fadt::{AddressSpace, Fadt, GenericAddress};
@@ -40,6 +41,7 @@ pub use mcfg::{Ecam, Hpet, Mcfg};
 pub use mm::window::BadAddress;
 pub use problem::{Problem, Problems};
 pub use root::{RootPointer, TableEntry, Tables};
+pub use sleep::{SleepType, has_waking_vector};
 pub use table::{Signature, Table};
 
 use mm::HostPhys;

@@ -17,6 +17,7 @@ impl Signature {
     pub const MADT: Signature = Signature(*b"APIC");
     pub const FADT: Signature = Signature(*b"FACP");
     pub const MCFG: Signature = Signature(*b"MCFG");
+    pub const SSDT: Signature = Signature(*b"SSDT");
     pub const HPET: Signature = Signature(*b"HPET");
     pub const DMAR: Signature = Signature(*b"DMAR");
     pub const IVRS: Signature = Signature(*b"IVRS");

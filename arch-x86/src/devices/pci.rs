@@ -161,11 +161,17 @@ impl<H: PciHost> PciBus<H> {
         PciBus { hardware, functions, messages: Messages::default() }
     }
 
-    /// Finds the functions that are reached from a segment's `root` bus, and puts into the domain's memory what they decode. The domain
-    /// has not run yet. A function with one of the ports `kept`, and what else is Corten's own, is hidden.
-    pub fn discover<F: PageFormat>(&self, p2m: &P2m<F>, segment: u16, root: u8, kept: &[RangeInclusive<u16>]) {
+    /// Finds the functions that are reached from a segment's `roots` (see [`pci::scan`]), and puts into the domain's memory what they decode.
+    /// The domain has not run yet. A function with one of the ports `kept`, and what else is Corten's own, is hidden.
+    pub fn discover<F: PageFormat>(
+        &self,
+        p2m: &P2m<F>,
+        segment: u16,
+        roots: impl IntoIterator<Item = u8>,
+        kept: &[RangeInclusive<u16>],
+    ) {
         let mut count = 0u32;
-        pci::scan(&self.hardware, segment, root, |function| {
+        pci::scan(&self.hardware, segment, roots, |function| {
             let sbdf = function.sbdf;
             let own = self.what_corten_keeps(&function, kept);
             let mut functions = self.functions.lock();
@@ -185,7 +191,7 @@ impl<H: PciHost> PciBus<H> {
             count = count.saturating_add(1);
             true
         });
-        log::debug!(target: "pci", "segment {segment:04x}, bus {root:02x} and behind: {count} functions");
+        log::debug!(target: "pci", "segment {segment:04x}: {count} functions");
     }
 
     fn what_corten_keeps(&self, function: &Function, ports: &[RangeInclusive<u16>]) -> Option<&'static str> {

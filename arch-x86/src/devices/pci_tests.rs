@@ -29,7 +29,7 @@ fn p2m_with_holes() -> P2m<fake::Format> {
 
 fn bus(hardware: FakeBus, p2m: &P2m<fake::Format>) -> PciBus<FakeBus> {
     let bus = PciBus::new(hardware.with_ram(0..0x4000_0000), false);
-    bus.discover(p2m, 0, 0, &[0x3f8..=0x3ff]);
+    bus.discover(p2m, 0, 0..=0xff, &[0x3f8..=0x3ff]);
     bus
 }
 
@@ -126,12 +126,21 @@ fn what_is_corten_s_own_is_hidden() {
     console.set(0x09, &[2, 0, 7]);
     let mut other_port = FakeFunction::new(0x1415, 0xc158).io_bar(1, 0x2f8, 8);
     other_port.set(0x09, &[2, 0, 7]);
-    let hardware = FakeBus::default().with(NIC, console).with(BRIDGE, iommu).with(Sbdf::new(0, 0, 5, 0), other_port);
-    let bus = bus(hardware, &p2m());
+    let behind_another_root = Sbdf::new(0, 0x80, 0, 0);
+    let hardware = FakeBus::default()
+        .with(NIC, console.clone())
+        .with(BRIDGE, iommu)
+        .with(Sbdf::new(0, 0, 5, 0), other_port)
+        .with(behind_another_root, console)
+        .with(Sbdf::new(0, 0x80, 1, 0), FakeFunction::new(1, 2).command(2).bar_64(0, 0x38_0000_0000, 0x4_0000));
+    let p2m = p2m();
+    let bus = bus(hardware, &p2m);
+    assert!(is_mapped(&p2m, 0x38_0000_0000), "what another root bus has is Dom0's too");
     let functions = bus.functions.lock();
+    assert!(functions.function(behind_another_root).is_none());
     assert!(functions.function(NIC).is_none() && functions.function(BRIDGE).is_none());
     assert!(functions.function(Sbdf::new(0, 0, 5, 0)).is_some());
-    assert_eq!(functions.functions().count(), 3);
+    assert_eq!(functions.functions().count(), 5);
 }
 
 // Host vectors are the machine's: tests that bind some find theirs by what the device sends.

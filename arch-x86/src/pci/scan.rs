@@ -1,4 +1,4 @@
-//! Finding the functions of a segment: from a root bus through the bridges.
+//! Finding the functions of a segment: from its root buses through the bridges.
 
 use super::config::register;
 use super::{Function, Header, PciHost, Sbdf, Width};
@@ -31,13 +31,18 @@ impl Buses {
     }
 }
 
-/// Calls `found` with every function that is reached from bus `root`, each once, faulty ones included. It stops early
-/// when `found` answers false. Buses behind other roots are Dom0's to tell of (PHYSDEVOP_pci_device_add).
-pub fn scan(host: &impl PciHost, segment: u16, root: u8, mut found: impl FnMut(Function) -> bool) {
+/// Calls `found` with every function that is reached from `roots`, each once, faulty ones included. A machine may have several root buses,
+/// and only AML says which: what is no root, or not there, may be among them, and costs a read for each of its devices. A bus that was
+/// reached before is not looked at again. It stops early when `found` answers false.
+pub fn scan(
+    host: &impl PciHost,
+    segment: u16,
+    roots: impl IntoIterator<Item = u8>,
+    mut found: impl FnMut(Function) -> bool,
+) {
     let (mut seen, mut waiting) = (Buses::default(), Buses::default());
-    seen.insert(root);
-    waiting.insert(root);
-    while let Some(bus) = waiting.take() {
+    let mut roots = roots.into_iter();
+    while let Some(bus) = waiting.take().or_else(|| roots.find(|&bus| seen.insert(bus))) {
         for device in 0..32 {
             for function in 0..8 {
                 let sbdf = Sbdf::new(segment, bus, device, function);

@@ -14,7 +14,7 @@ fn nic() -> FakeFunction {
 
 fn find(bus: &FakeBus) -> Vec<Function> {
     let mut all = Vec::new();
-    scan(bus, 0, 0, |function| {
+    scan(bus, 0, [0], |function| {
         all.push(function);
         true
     });
@@ -36,6 +36,35 @@ fn functions_behind_bridges_are_found() {
         .with(deeper, nic());
     let found: Vec<Sbdf> = find(&bus).iter().map(|f| f.sbdf).collect();
     assert_eq!(found, [bridge, behind, deeper]);
+}
+
+#[test]
+fn every_root_bus_is_found_and_none_twice() {
+    let (bridge, behind) = (Sbdf::new(0, 0, 1, 0), Sbdf::new(0, 1, 0, 0));
+    let (second_root, behind_it) = (Sbdf::new(0, 0x80, 2, 0), Sbdf::new(0, 0x85, 0, 0));
+    let last = Sbdf::new(0, 0xff, 0x1f, 0);
+    let bus = FakeBus::default()
+        .with(bridge, FakeFunction::bridge(1))
+        .with(behind, nic())
+        .with(second_root, FakeFunction::bridge(0x85))
+        .with(behind_it, nic())
+        .with(last, nic())
+        .with(Sbdf::new(1, 0x40, 0, 0), nic());
+    let mut all = Vec::new();
+    scan(&bus, 0, [0].into_iter().chain(0..=0xff), |function| {
+        all.push(function.sbdf);
+        true
+    });
+    assert_eq!(all, [bridge, behind, second_root, behind_it, last]);
+    assert_eq!(find(&bus).len(), 2, "bus 0 and what is behind it");
+}
+
+#[test]
+fn a_bus_that_is_not_there_costs_a_read_a_device() {
+    let bus = FakeBus::default();
+    scan(&bus, 0, 0..=0xff, |_| true);
+    assert_eq!(bus.reads.get(), 256 * 32);
+    assert!(bus.writes.borrow().is_empty());
 }
 
 #[test]
@@ -181,7 +210,7 @@ fn a_host_bridge_is_left_alone() {
 fn a_scan_can_be_ended() {
     let bus = FakeBus::default().with(NIC, nic()).with(Sbdf::new(0, 0, 4, 0), nic());
     let mut count = 0;
-    scan(&bus, 0, 0, |_| {
+    scan(&bus, 0, [0], |_| {
         count += 1;
         false
     });

@@ -1,6 +1,7 @@
 //! RDMSR and WRMSR exits.
 
 use hypervisor::machine::Machine;
+use hypervisor::wallclock;
 use mm::addr::{Gfn, HostPhys};
 
 use super::{Next, Running};
@@ -147,7 +148,7 @@ impl Running<'_> {
                 place.copy_from_slice(&code);
             }
         }
-        self.domain.latch_width(self.system.machine.width(self.context));
+        wallclock::latch_width(self.system, self.domain, self.system.machine.width(self.context));
         let mapping = self.domain.p2m.lookup(at).ok_or(GeneralProtection)?;
         if !mapping.kind.is_own_memory() || !mapping.kind.writable() {
             return Err(GeneralProtection);

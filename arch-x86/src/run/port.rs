@@ -6,6 +6,7 @@ use super::{Next, Running};
 use crate::exit::PortAccess;
 use crate::port::{inb, outb};
 use crate::power;
+use crate::startup::Physical;
 use crate::vdev::cmos::Cell;
 use crate::vdev::ports::{Effect, Read, Reset};
 
@@ -43,7 +44,7 @@ impl Running<'_> {
         match answer {
             Read::Value(value) => value,
             Read::Cmos(cell) => u32::from(read_cmos(cell)),
-            Read::Physical => crate::port::input(port, size),
+            Read::Physical { and } => crate::port::input(port, size) | and,
             Read::Pci => devices.read_pci_port(port, size),
         }
     }
@@ -63,13 +64,21 @@ impl Running<'_> {
                     }
                 }
             }
-            Effect::PowerControl { sleeps } => {
-                if sleeps {
+            Effect::PowerControl { sleep } => {
+                if let Some(sleep) = sleep {
+                    if power::resumes(&Physical(*self.system.memory.window()), sleep) {
+                        if crate::ratelimit::guest_message() {
+                            log::warn!(target: "power", "{}: suspend to RAM is not supported; use suspend to idle (s2idle)", self.domain.name);
+                        }
+                        devices.ports.lock().wake();
+                        return;
+                    }
                     // The machine may be off with this write: what Dom0 said last is to be out.
                     (self.system.machine.hooks.console_flush)();
                 }
                 crate::port::output(port, size, value);
             }
+            Effect::PowerStatus => crate::port::output(port, size, value),
             Effect::DebugConsole(byte) => (self.system.machine.hooks.console_write)(&[byte]),
         }
     }

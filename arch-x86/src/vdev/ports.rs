@@ -29,6 +29,9 @@ const DEBUG_CONSOLE: u16 = 0xe9;
 const PCI_CONFIG: RangeInclusive<u16> = 0xcf8..=0xcff;
 const RESET_CONTROL: u16 = 0xcf9;
 
+/// WAK_STS in PM1a_STS and PM1b_STS (ACPI 6.5, table 4.11): the machine has slept and woken up.
+const WAKE_STATUS: u32 = 1 << 15;
+
 /// One bit a port: 64 Ki of them.
 pub const BITMAP_WORDS: usize = 1024;
 
@@ -77,8 +80,10 @@ pub enum Read {
     Cmos(Cell),
     /// For the virtual PCI bus: configuration mechanism #1.
     Pci,
-    /// A read of the host's own port.
-    Physical,
+    /// A read of the host's own port, and these bits besides.
+    Physical {
+        and: u32,
+    },
 }
 
 /// What a write asks the run loop to do.
@@ -95,10 +100,21 @@ pub enum Effect {
     Reset(Reset),
     /// A byte for the domain's console.
     DebugConsole(u8),
-    /// A write to an ACPI power-management control register, to be made as it is. If it `sleeps`, the machine may be off afterwards.
+    /// A write to an ACPI power-management control register, to be made as it is, unless it is a `sleep` that Corten cannot let happen.
     PowerControl {
-        sleeps: bool,
+        sleep: Option<Sleep>,
     },
+    /// A write to an ACPI power-management status register, to be made as it is.
+    PowerStatus,
+}
+
+/// SLP_EN is written: the machine enters a sleep state, or is off.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Sleep {
+    /// By PM1b_CNT, not by PM1a_CNT.
+    pub second: bool,
+    /// SLP_TYP: what it means is the firmware's to say.
+    pub kind: u8,
 }
 
 /// What is at a port.
@@ -114,6 +130,7 @@ enum Device {
     ResetControl,
     DebugConsole,
     PowerControl,
+    PowerStatus,
 }
 
 /// Most ranges that Corten keeps to itself: its console, and a spare.
@@ -128,6 +145,10 @@ pub struct Ports {
     pm_timer: Option<PmTimer>,
     /// PM1a_CNT_BLK and PM1b_CNT_BLK, two bytes each; 0 for none. Dom0 has them, but not before the console is out.
     power_control: [u16; 2],
+    /// PM1a_STS and PM1b_STS, likewise.
+    power_status: [u16; 2],
+    /// The domain was kept from sleeping, and is told that it has woken up (WAK_STS) until it has taken note.
+    woken: bool,
     cmos: Cmos,
     /// Bits 1:0 of port 0x61: the gate of timer channel 2, and the speaker's.
     speaker: u8,
@@ -145,10 +166,15 @@ impl Ports {
         Some(ports)
     }
 
-    /// Watches the ACPI power-management control registers.
+    /// Watches the ACPI power-management control and status registers.
     #[must_use]
-    pub fn with_power_control(self, power_control: [u16; 2]) -> Ports {
-        Ports { power_control, ..self }
+    pub fn with_power_management(self, power_control: [u16; 2], power_status: [u16; 2]) -> Ports {
+        Ports { power_control, power_status, ..self }
+    }
+
+    /// The domain wanted to sleep and was not let. It polls for the end of its sleep with interrupts off: that has come.
+    pub const fn wake(&mut self) {
+        self.woken = true;
     }
 
     /// For a domain without the host's ports.
@@ -158,6 +184,8 @@ impl Ports {
             hidden: ArrayVec::new_const(),
             pm_timer: None,
             power_control: [0; 2],
+            power_status: [0; 2],
+            woken: false,
             cmos: Cmos::new(),
             speaker: 0,
             reset_control: 0,
@@ -171,12 +199,14 @@ impl Ports {
         if !self.host {
             return Device::Nothing;
         }
+        let is_one_of = |registers: &[u16; 2]| registers.iter().any(|&first| first != 0 && port & !1 == first & !1);
         match (port, self.pm_timer) {
             (SPEAKER, _) => Device::Speaker,
             (RESET_CONTROL, _) => Device::ResetControl,
             (_, Some(timer)) if timer.ports().contains(&port) => Device::PmTimer(timer),
             _ if cmos::PORTS.contains(&port) => Device::Cmos,
-            _ if self.power_control.iter().any(|&first| first != 0 && port & !1 == first & !1) => Device::PowerControl,
+            _ if is_one_of(&self.power_control) => Device::PowerControl,
+            _ if is_one_of(&self.power_status) => Device::PowerStatus,
             _ if PCI_CONFIG.contains(&port) => Device::Pci,
             _ if DENIED.iter().chain(&self.hidden).any(|range| range.contains(&port)) => Device::Nothing,
             _ => Device::PassedThrough,
@@ -195,7 +225,7 @@ impl Ports {
                 _ => Device::Nothing,
             },
             // Two bytes, or four with the two behind them, as some kernels have it.
-            Device::PowerControl => device,
+            Device::PowerControl | Device::PowerStatus => device,
             Device::PmTimer(_) if last.is_some_and(|last| self.device(last) == device) => device,
             _ if size == 1 => device,
             _ => Device::Nothing,
@@ -224,7 +254,11 @@ impl Ports {
                 cmos::Access::Physical(cell) => return Read::Cmos(cell),
             },
             Device::Pci => return Read::Pci,
-            Device::PowerControl => return Read::Physical,
+            Device::PowerControl => return Read::Physical { and: 0 },
+            Device::PowerStatus => {
+                let woken = if self.woken { WAKE_STATUS } else { 0 };
+                return Read::Physical { and: woken >> (u32::from(port & 1) << 3) & ones };
+            }
             Device::PmTimer(timer) => {
                 let byte = u32::from(port.saturating_sub(timer.port) & 3);
                 timer.value(now) >> (byte << 3) & ones
@@ -254,9 +288,19 @@ impl Ports {
             },
             Device::Pci => Effect::Pci,
             Device::PowerControl => {
-                // SLP_EN is bit 13 (ACPI 6.5, table 4.13): it may come in a byte of its own.
-                let shift = u32::from(port & 1) << 3;
-                Effect::PowerControl { sleeps: value.wrapping_shl(shift) & 1 << 13 != 0 }
+                // SLP_EN is bit 13, SLP_TYP the three below (ACPI 6.5, table 4.13): they may come in a byte of their own.
+                let word = value.wrapping_shl(u32::from(port & 1) << 3);
+                let [first, _] = self.power_control;
+                let second = first == 0 || port & !1 != first & !1;
+                let sleep = Sleep { second, kind: (word >> 10) as u8 & 7 };
+                Effect::PowerControl { sleep: (word & 1 << 13 != 0).then_some(sleep) }
+            }
+            Device::PowerStatus => {
+                // Its bits are cleared by writing ones.
+                if value.wrapping_shl(u32::from(port & 1) << 3) & WAKE_STATUS != 0 {
+                    self.woken = false;
+                }
+                Effect::PowerStatus
             }
             Device::Speaker => {
                 self.speaker = value as u8 & 0b11;
@@ -329,12 +373,31 @@ mod tests {
 
     #[test]
     fn dom0_powers_off_by_the_host_s_register_which_is_watched() {
-        let mut ports = dom0().with_power_control([0x604, 0]);
-        assert_eq!(ports.read(0x604, 2, NOW), Read::Physical);
-        assert_eq!(ports.write(0x604, 2, 0x0001), Effect::PowerControl { sleeps: false });
-        assert_eq!(ports.write(0x604, 2, 0x2000), Effect::PowerControl { sleeps: true });
-        assert_eq!(ports.write(0x605, 1, 0x20), Effect::PowerControl { sleeps: true });
+        let mut ports = dom0().with_power_management([0x604, 0x704], [0; 2]);
+        let sleeps = |second, kind| Effect::PowerControl { sleep: Some(Sleep { second, kind }) };
+        assert_eq!(ports.read(0x604, 2, NOW), Read::Physical { and: 0 });
+        assert_eq!(ports.write(0x604, 2, 0x1c01), Effect::PowerControl { sleep: None });
+        assert_eq!(ports.write(0x604, 2, 0x2000), sleeps(false, 0));
+        assert_eq!(ports.write(0x605, 1, 0x34), sleeps(false, 5));
+        assert_eq!(ports.write(0x704, 4, 0x3c00), sleeps(true, 7));
         assert!(bitmap(&ports).contains(&0x604) && bitmap(&ports).contains(&0x605));
+    }
+
+    #[test]
+    fn who_is_kept_from_sleeping_finds_that_it_has_woken_up() {
+        let mut ports = dom0().with_power_management([0x604, 0], [0x600, 0]);
+        assert!(bitmap(&ports).contains(&0x600) && !bitmap(&ports).contains(&0x602), "not the enable register");
+        assert_eq!(ports.write(0x600, 2, 0x8000), Effect::PowerStatus);
+        assert_eq!(ports.read(0x600, 2, NOW), Read::Physical { and: 0 });
+        ports.wake();
+        assert_eq!(ports.read(0x600, 2, NOW), Read::Physical { and: 0x8000 });
+        assert_eq!(ports.read(0x600, 1, NOW), Read::Physical { and: 0 });
+        assert_eq!(ports.read(0x601, 1, NOW), Read::Physical { and: 0x80 });
+        assert_eq!(ports.read(0x604, 2, NOW), Read::Physical { and: 0 });
+        assert_eq!(ports.write(0x600, 2, 0x0100), Effect::PowerStatus);
+        assert_eq!(ports.read(0x600, 4, NOW), Read::Physical { and: 0x8000 });
+        assert_eq!(ports.write(0x601, 1, 0x80), Effect::PowerStatus);
+        assert_eq!(ports.read(0x600, 2, NOW), Read::Physical { and: 0 });
     }
 
     #[test]

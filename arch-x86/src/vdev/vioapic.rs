@@ -27,7 +27,7 @@ pub const WINDOW: u64 = 0x1000;
 pub const VERSION_WITH_EOI: u8 = 0x20;
 
 /// The last redirection entry's number has 8 bits, but registers end at 0xff.
-const MOST_PINS: usize = 120;
+pub const MOST_PINS: usize = 120;
 
 const IOREGSEL: u64 = 0x00;
 const IOWIN: u64 = 0x10;

@@ -148,9 +148,8 @@ fn set_callback<M: Machine>(caller: &Caller<'_, M>, domain: &Domain<M>, value: u
         HVM_PARAM_CALLBACK_TYPE_GSI if value != 0 => Callback::Gsi(value as u8),
         _ => Callback::None,
     });
-    if domain.id == caller.domain.id && domain.shared_width() != caller.width {
-        domain.latch_width(caller.width);
-        wallclock::update_wallclock(caller.system, domain);
+    if domain.id == caller.domain.id {
+        wallclock::latch_width(caller.system, domain, caller.width);
     }
     // Upcalls may have been waiting for a way in.
     for vcpu in &domain.vcpus {

@@ -24,7 +24,7 @@ struct Dom0 {
 impl Dom0 {
     fn on(bus: FakeBus) -> Dom0 {
         let (mut vpci, mut effects) = (Vpci::new(false), Effects::new());
-        scan(&bus, 0, 0, |function| {
+        scan(&bus, 0, [0], |function| {
             vpci.insert(&bus, function, &mut effects).unwrap();
             true
         });
