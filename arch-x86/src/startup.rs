@@ -38,13 +38,10 @@ pub struct Platform {
     pub fadt: Option<Fadt>,
     pub mcfg: Mcfg,
     pub hpet: Option<Hpet>,
-<<<<<<< HEAD
     /// Registers of IOMMUs, which are Corten's even while it does not use them.
     pub iommus: Vec<Range<u64>>,
-=======
     /// The sleep types that mean S5; `None` if firmware does not tell them in a way that is understood.
     pub s5: Option<SleepType>,
->>>>>>> 7ec567c1291c64f5a7dec19588b4df6ca7938e2d
 }
 
 impl Platform {
@@ -66,7 +63,6 @@ impl Platform {
             log::info!(target: "acpi", "no MCFG: PCI functions have 256 bytes of configuration space, by ports");
         }
         let hpet = tables.read(memory, Signature::HPET).and_then(|table| Hpet::parse(&table)).ok();
-<<<<<<< HEAD
         let mut iommus = Vec::new();
         for signature in [Signature::DMAR, Signature::IVRS] {
             let Ok(table) = tables.read(memory, signature) else { continue };
@@ -74,11 +70,6 @@ impl Platform {
             log::info!(target: "acpi", "{signature}: {} IOMMU{}, hidden from Dom0", found.len(), if found.len() == 1 { "" } else { "s" });
             iommus.extend(found);
         }
-        for problem in problems.iter() {
-            log::warn!(target: "acpi", "{problem}");
-        }
-        Ok(Platform { tables, madt, fadt, mcfg: mcfg.unwrap_or_default(), hpet, iommus })
-=======
         let s5 = fadt.as_ref().and_then(|fadt| SleepType::soft_off(memory, &tables, fadt, &mut problems));
         for problem in problems.iter() {
             log::warn!(target: "acpi", "{problem}");
@@ -91,8 +82,7 @@ impl Platform {
                 log::warn!(target: "acpi", "no constant \\_S5_ in DSDT and SSDTs: Corten may not be able to switch the machine off")
             }
         }
-        Ok(Platform { tables, madt, fadt, mcfg: mcfg.unwrap_or_default(), hpet, s5 })
->>>>>>> 7ec567c1291c64f5a7dec19588b4df6ca7938e2d
+        Ok(Platform { tables, madt, fadt, mcfg: mcfg.unwrap_or_default(), hpet, iommus, s5 })
     }
 
     /// The registers that switch the machine off and reset it.
