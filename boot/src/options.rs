@@ -393,6 +393,10 @@ fn switch(value: &str) -> Result<bool, Expected> {
     cmdline::boolean(value).ok_or("expected on or off")
 }
 
+fn count(value: &str) -> Result<u32, Expected> {
+    cmdline::number(value).and_then(|n| u32::try_from(n).ok()).filter(|&n| n > 0).ok_or("expected a number above 0")
+}
+
 fn memory(value: &str) -> Result<u64, Expected> {
     cmdline::size(value)
         .filter(|&bytes| bytes >= 64 << 20)
