@@ -203,11 +203,12 @@ impl Ports {
         match (port, self.pm_timer) {
             (SPEAKER, _) => Device::Speaker,
             (RESET_CONTROL, _) => Device::ResetControl,
+            // Before all that have to be compared one by one.
+            _ if PCI_CONFIG.contains(&port) => Device::Pci,
             (_, Some(timer)) if timer.ports().contains(&port) => Device::PmTimer(timer),
             _ if cmos::PORTS.contains(&port) => Device::Cmos,
             _ if is_one_of(&self.power_control) => Device::PowerControl,
             _ if is_one_of(&self.power_status) => Device::PowerStatus,
-            _ if PCI_CONFIG.contains(&port) => Device::Pci,
             _ if DENIED.iter().chain(&self.hidden).any(|range| range.contains(&port)) => Device::Nothing,
             _ => Device::PassedThrough,
         }
