@@ -17,6 +17,7 @@ pub mod measure;
 pub mod memory;
 pub mod power;
 pub mod probe;
+pub mod second;
 pub mod start;
 pub mod tests;
 

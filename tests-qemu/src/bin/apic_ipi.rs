@@ -3,12 +3,11 @@
 #![no_std]
 #![no_main]
 
-use core::arch::global_asm;
 use core::sync::atomic::{AtomicU32, Ordering};
 use tests_qemu::events::{acknowledge, bind_ipi, send, set_upcall_vector};
 use tests_qemu::hypercall::call;
 use tests_qemu::tests::Tests;
-use tests_qemu::{acpi, apic, clock, cpu, fault, memory};
+use tests_qemu::{acpi, apic, clock, cpu, fault, memory, second};
 use xen_abi::numbers::VCPU_OP;
 use xen_abi::vcpu::VCPUOP_IS_UP;
 
@@ -19,65 +18,23 @@ const TO_FIRST: u8 = 0x61;
 const UPCALL: u8 = 0xf3;
 const SELF: u8 = 0x62;
 
-global_asm!(
-    r#"
-    .section .text.second, "ax", @progbits
-    // Copied to a page below 1 MiB, where it starts in real mode.
-    .code16
-    .global second_start
-second_start:
-    cli
-    .byte 0x2e, 0x66, 0x0f, 0x01, 0x16  // lgdt cs:[pointer], 32-bit base
-    .word second_gdt_pointer - second_start
-    mov eax, cr0
-    or eax, 1
-    mov cr0, eax
-    .byte 0x66, 0xea                    // far jump to 32-bit code
-    .long second_protected
-    .word 0x18
-    .balign 4
-second_gdt_pointer:
-    .word 31
-    .long boot_gdt
-    .global second_end
-second_end:
-    .code32
-second_protected:
-    mov eax, 0x10
-    mov ds, eax
-    mov ss, eax
-    mov esp, offset second_stack_top
-    call enter_long_mode
-    .code64
-    mov esp, offset second_stack_top
-    call second_main
-    ud2
-    .section .bss.second, "aw", @nobits
-    .balign 16
-    .skip 16384
-second_stack_top:
-"#
-);
-
-unsafe extern "C" {
-    static second_start: u8;
-    static second_end: u8;
-}
-
 /// How far the second vCPU is: 1 up, 2 in x2APIC mode.
 static STATE: AtomicU32 = AtomicU32::new(0);
+/// How often it was started, and how often it has been round its loop.
+static STARTS: AtomicU32 = AtomicU32::new(0);
+static TURNS: AtomicU32 = AtomicU32::new(0);
 static MODE: AtomicU32 = AtomicU32::new(0);
 static SECOND_ID: AtomicU32 = AtomicU32::new(0);
 
-#[unsafe(no_mangle)]
-extern "C" fn second_main() -> ! {
-    fault::load();
+fn second_main() -> ! {
+    STARTS.fetch_add(1, Ordering::SeqCst);
     apic::enable();
     SECOND_ID.store(cpu::apic_id(), Ordering::SeqCst);
     STATE.store(1, Ordering::SeqCst);
     loop {
         cpu::interrupts_on();
         cpu::pause();
+        TURNS.fetch_add(1, Ordering::SeqCst);
         if MODE.load(Ordering::SeqCst) == 2 && STATE.load(Ordering::SeqCst) == 1 {
             cpu::interrupts_off();
             cpu::wrmsr(apic::BASE_MSR, cpu::rdmsr(apic::BASE_MSR) | 1 << 10);
@@ -152,29 +109,28 @@ fn own(t: &mut Tests, round: u32) {
 }
 
 fn start(t: &mut Tests, id: u32) {
-    // Any page of RAM below 640 KiB will do.
-    let page = (1..0x90u64).rev().map(|index| index * 4096).find(|page| memory::is_ram(*page, 4096)).unwrap_or(0x8000);
     // Linux gives a vCPU its vcpu_info and its upcall vector before it starts it, which leaves an upcall waiting.
     t.returns("an upcall vector of the second vCPU", set_upcall_vector(1, UPCALL), 0);
     send(bind_ipi(1).unwrap_or_default());
-    let code = (&raw const second_start) as u64;
-    for offset in 0..(&raw const second_end) as u64 - code {
-        // SAFETY: copies code to a page of RAM that nothing else uses.
-        unsafe { ((page + offset) as *mut u8).write_volatile(((code + offset) as *const u8).read()) };
-    }
-    apic::send(id, 0x4500);
+    let startup = second::prepare(second_main);
+    apic::send(id, second::INIT);
     clock::spin(1_000_000);
     t.equal("INIT alone starts nothing", STATE.load(Ordering::SeqCst), 0);
-    apic::send(id, 0x4600 | (page >> 12) as u32);
+    apic::send(id, startup);
     wait_for(|| STATE.load(Ordering::SeqCst) == 1);
     t.equal("SIPI starts it", STATE.load(Ordering::SeqCst), 1);
     t.equal("it has its APIC id", SECOND_ID.load(Ordering::SeqCst), id);
     wait_for(|| fault::count(UPCALL) == 1);
     t.equal("INIT has not lost the upcall that waited", fault::count(UPCALL), 1);
     t.returns("it is up", call(VCPU_OP, [VCPUOP_IS_UP.into(), 1, 0, 0, 0]), 1);
-    apic::send(id, 0x4600 | (page >> 12) as u32);
-    clock::spin(1_000_000);
-    t.equal("a second SIPI is ignored", STATE.load(Ordering::SeqCst), 1);
+    apic::send(id, startup);
+    // It has to have had its turn since, or nothing is shown.
+    let turns = TURNS.load(Ordering::SeqCst);
+    cpu::interrupts_on();
+    let ran = wait_for(|| TURNS.load(Ordering::SeqCst).wrapping_sub(turns) >= 2);
+    cpu::interrupts_off();
+    t.check("it goes on after a second SIPI", ran);
+    t.equal("a second SIPI is ignored", STARTS.load(Ordering::SeqCst), 1);
 }
 
 /// There and back: the second vCPU's handler sends an interrupt to the first.

@@ -62,7 +62,11 @@ const GUESTS: &[Guest] = &[
     guest("version_and_features", "what the hypervisor says of itself"),
     guest("poll_and_yield", "yield, block, poll, watchdog"),
     guest("vmx_instructions", "instructions that a guest is not offered are #UD"),
-    guest("fpu_state", "x87, SSE and AVX registers survive exits"),
+    Guest {
+        cpus: 2,
+        limit: 120,
+        ..guest("fpu_state", "x87, SSE and AVX registers, XCR0, DR0-DR3 and TSC_AUX survive exits and another vCPU")
+    },
     guest("apic_priority", "the task priority, by its register and by CR8"),
     Guest {
         // TCG ignores the high half of a value for CR0.
