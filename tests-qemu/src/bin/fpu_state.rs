@@ -174,7 +174,7 @@ impl Vcpu {
     fn fill(&self, seed: u64) {
         let page = self.page;
         for word in 0..128 {
-            cpu::write64(page + word * 8, 0x0101_0101_0101_0101 * (word + 1) ^ seed << 32 ^ seed);
+            cpu::write64(page + word * 8, (0x0101_0101_0101_0101 * (word + 1)) ^ (seed << 32) ^ seed);
         }
         let dr = |register| Vcpu::debug_address(seed, register);
         // Rounding differs with the seed: bits 10 and 11 of the control word, 13 and 14 of MXCSR.
