@@ -65,6 +65,7 @@ pub trait Scheduler {
     /// The time that a [`Decision`] named for it has come. Also says when it is next.
     fn replenish(&mut self, now: Nanos) -> (CpuSet, Option<Nanos>);
 
+    /// The toolstack sets a domain's weight: that of each of its vCPUs, which compete one by one.
     fn set_weight(&mut self, vcpu: VcpuKey, weight: Weight, now: Nanos);
 
     /// The domain's vCPUs together run at most `cap` percent of one CPU (150: one and a half); 0 is no limit.

@@ -60,8 +60,9 @@ proptest! {
         guests in prop::collection::vec(guest(), VCPUS as usize),
         changes in prop::collection::vec((1..5_000_000u64, change()), 1..150),
         queue in 1..5usize,
+        interrupt in prop_oneof![Just(Nanos::ZERO), Just(INTERRUPT), Just(Nanos::from_micros(300))],
     ) {
-        let mut machine = machine(4, queue, &guests);
+        let mut machine = Machine::new(credit2(4, queue), &Setup { interrupt, ..setup(4) }, &guests);
         for (later, change) in changes {
             machine.run_until(machine.now + Nanos(later));
             match change {
