@@ -8,7 +8,7 @@ use arch_x86::cpu::gdt::CpuTables;
 use arch_x86::cpu::idt;
 use arch_x86::cpu::stack::Stacks;
 use arch_x86::paging::{self, Access, MapError, PageTables};
-use arch_x86::{power, time};
+use arch_x86::{host, power, time};
 use arrayvec::ArrayVec;
 use corten_boot::info::{BootInfo, MAX_REGIONS};
 use corten_boot::memory::{self, FreeMemory, Problem};
@@ -113,15 +113,27 @@ fn read_loader_info(
     let at = loader_info as usize;
     let mut info = if protocol == PROTOCOL_MULTIBOOT2 {
         // SAFETY: the loader left it there, below 4 GiB and so mapped, and is gone.
-        unsafe { multiboot2::read(at, &mut strings, problem) }
-            .unwrap_or_else(|error| panic!("the boot loader's information is of no use: {error:?}"))
+        unsafe { multiboot2::read(at, &mut strings, problem) }.unwrap_or_else(|why| {
+            stop_early(format_args!("{why}; the boot loader is broken, or what it left was written over"))
+        })
     } else {
         pvh::read(window, HostPhys(at as u64), &mut strings, problem)
-            .unwrap_or_else(|| panic!("the PVH loader left no start information at {at:#x}"))
+            .unwrap_or_else(|| stop_early(format_args!("the PVH loader left no start information at {at:#x}")))
     };
     let (start, end) = (&raw const image_start as u64, &raw const image_end as u64);
     info.image = u64::from(image)..u64::from(image) + (end - start);
     info
+}
+
+/// Says why Corten cannot even begin, on the console of a machine whose command line is not known.
+fn stop_early(why: core::fmt::Arguments<'_>) -> ! {
+    let options = Options::default();
+    console::init(options.console.serial.and_then(|port| options.serial.get(port)));
+    console::set_synchronous(true);
+    log::error!(target: "boot", "{why}");
+    log::error!("Corten cannot go on; halted");
+    console::flush();
+    host::halt_forever()
 }
 
 fn report(info: &'static BootInfo, problems: &[Problem]) {

@@ -14,3 +14,4 @@ pub mod panic;
 pub mod pvh;
 pub mod strings;
 pub mod symbols;
+pub mod tags;

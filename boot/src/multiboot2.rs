@@ -1,22 +1,49 @@
 //! The boot information of multiboot2, from GRUB under BIOS or UEFI.
 
+use core::fmt;
+
 use mm::HostPhys;
-use multiboot2::{BootInformation, BootInformationHeader, FramebufferTag, FramebufferType, TagHeader};
+use multiboot2::{BootInformation, BootInformationHeader, FramebufferTag, FramebufferType, LoadError, TagHeader};
 
 use crate::info::{BootInfo, Framebuffer, Module};
 use crate::memory::{self, Problem, Region, RegionKind};
 use crate::strings::Strings;
+use crate::tags::{self, BadTag};
 
 /// Why the boot information is of no use.
-pub use multiboot2::LoadError;
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Useless {
+    /// It says that it has so many bytes.
+    Size(u32),
+    Tag(BadTag),
+    Load(LoadError),
+}
+
+impl fmt::Display for Useless {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Size(size) => write!(f, "the multiboot2 information says that it has {size} bytes"),
+            Self::Tag(bad) => bad.fmt(f),
+            Self::Load(error) => write!(f, "the multiboot2 information cannot be read ({error:?})"),
+        }
+    }
+}
 
 /// Reads the boot information at `at`. What is wrong with the memory map is told to `problem`.
 ///
 /// # Safety
 /// The information that the loader left at `at` must be mapped there, whole, and nobody may write to it meanwhile.
-pub unsafe fn read(at: usize, strings: &mut Strings, problem: impl FnMut(Problem)) -> Result<BootInfo, LoadError> {
+pub unsafe fn read(at: usize, strings: &mut Strings, problem: impl FnMut(Problem)) -> Result<BootInfo, Useless> {
+    // SAFETY: by the caller's promise; it begins with its size.
+    let size = unsafe { (at as *const u32).read_unaligned() };
+    if !(16..=tags::MAX_TOTAL).contains(&size) {
+        return Err(Useless::Size(size));
+    }
+    // The reader takes the tags at their word.
     // SAFETY: by the caller's promise.
-    let given = unsafe { BootInformation::load(at as *const BootInformationHeader)? };
+    tags::check(unsafe { core::slice::from_raw_parts(at as *const u8, size as usize) }).map_err(Useless::Tag)?;
+    // SAFETY: by the caller's promise.
+    let given = unsafe { BootInformation::load(at as *const BootInformationHeader) }.map_err(Useless::Load)?;
     let start = at as u64;
     let mut info = BootInfo { loader: start..start + given.total_size() as u64, ..BootInfo::default() };
 
@@ -179,5 +206,51 @@ mod tests {
         let mut text = words(&[0xb8000, 0, 160, 80, 25]);
         text.extend([16, 2, 0, 0]);
         assert_eq!(parse(&boot_information(&[(8, &text)])).0.framebuffer, None);
+    }
+
+    /// All tags that are read, with sensible contents.
+    fn everything() -> Vec<u64> {
+        let map = words(&[24, 0, 0, 0, 0x9fc00, 0, 1, 0, 0x100000, 0, 0x7fee0000, 0, 1, 0]);
+        let mut efi = words(&[40, 1]);
+        efi.extend(words(&[7, 0, 0, 0, 0, 0, 16, 0, 0, 0]));
+        let mut screen = words(&[0xfd000000, 0, 4096, 1024, 768]);
+        screen.extend([32, 1, 0, 0, 16, 8, 8, 8, 0, 8]);
+        boot_information(&[
+            (1, b"com1=115200\0"),
+            (2, b"GRUB\0"),
+            (3, &[words(&[0x1000000, 0x1400000]), b"console=hvc0\0".to_vec()].concat()),
+            (6, &map),
+            (8, &screen),
+            (12, &[0; 8]),
+            (14, &[0; 20]),
+            (15, &[0; 36]),
+            (17, &efi),
+        ])
+    }
+
+    #[test]
+    fn broken_tags_are_told_and_never_a_panic() {
+        let whole = everything();
+        let mut random = 0x9e37_79b9_7f4a_7c15u64;
+        let mut next = |limit: usize| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random as usize % limit
+        };
+        for round in 0..50_000 {
+            let mut bytes: Vec<u8> = whole.iter().flat_map(|word| word.to_le_bytes()).collect();
+            for _ in 0..=next(3) {
+                let at = 4 + next(bytes.len() - 4);
+                bytes[at] = [0, 1, 7, 8, 0x7f, 0xff, next(256) as u8][next(7)];
+            }
+            let information: Vec<u64> =
+                bytes.chunks(8).map(|chunk| u64::from_le_bytes(chunk.try_into().expect("whole words"))).collect();
+            let read = std::panic::catch_unwind(|| {
+                // SAFETY: the total size, which alone says how far to read, was left as it is.
+                unsafe { read(information.as_ptr() as usize, &mut strings(), |_| {}) }.is_ok()
+            });
+            assert!(read.is_ok(), "round {round}: {bytes:x?}");
+        }
     }
 }
