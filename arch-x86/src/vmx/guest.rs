@@ -42,6 +42,8 @@ pub struct VmxVcpu {
     vmcs: Vmcs,
     caps: &'static Caps,
     resources: Resources,
+    /// The pin-based controls, with the preemption timer while there is a guard: an INIT leaves that as it is.
+    pin: u32,
     primary: u32,
     flush_generation: u64,
     /// What the VMCS has no place for, while the vCPU is on no CPU.
@@ -68,6 +70,7 @@ impl VmxVcpu {
             vmcs,
             caps,
             resources,
+            pin: caps.pin,
             primary: caps.primary,
             flush_generation: 0,
             syscall: [0; SYSCALL_MSRS.len()],
@@ -116,7 +119,7 @@ impl VmxVcpu {
     pub fn reset(&mut self, start: &StartState) {
         let r = &self.resources;
         self.primary = self.caps.primary;
-        write(PIN_CONTROLS, self.caps.pin);
+        write(PIN_CONTROLS, self.pin);
         write(PRIMARY_CONTROLS, self.primary);
         write(SECONDARY_CONTROLS, self.caps.secondary);
         write(EXIT_CONTROLS, self.caps.exit);
@@ -274,7 +277,8 @@ impl VmxVcpu {
     pub fn set_guard(&mut self, ticks: Option<u64>) {
         let Some(shift) = self.caps.preemption_timer_shift else { return };
         let on = if ticks.is_some() { Pin::PREEMPTION_TIMER.bits() } else { 0 };
-        write(PIN_CONTROLS, self.caps.pin | on);
+        self.pin = self.caps.pin | on;
+        write(PIN_CONTROLS, self.pin);
         if let Some(ticks) = ticks {
             write(PREEMPTION_TIMER, u32::try_from(ticks >> shift).unwrap_or(u32::MAX));
         }
