@@ -85,14 +85,14 @@ pub fn own_place() -> CpuPlace {
     topology::place(&cpuid)
 }
 
-/// Starts the other CPUs that the MADT names, so that there are at most `most` with this one. What cannot take part is left out, with a line that
+/// Starts the other CPUs that the MADT names in `page`, which is RAM below 1 MiB, so that there are at most `most` with this one. What cannot take part is left out, with a line that
 /// says why. The places of all that there are then, by number.
 pub fn start(
     memory: &'static Memory,
     madt: &Madt,
     engine: Host,
     wishes: Wishes,
-    page: HostPhys,
+    page: Option<HostPhys>,
     most: u32,
 ) -> Result<Vec<CpuPlace>, String> {
     let mut places = Vec::new();
@@ -102,10 +102,11 @@ pub fn start(
     if others.is_empty() {
         return Ok(places);
     }
-    let trampoline = match Trampoline::place(memory, page) {
+    let placed = page.ok_or("firmware keeps the page below 1 MiB that they start in");
+    let trampoline = match placed.and_then(|page| Trampoline::place(memory, page)) {
         Ok(trampoline) => trampoline,
         Err(why) => {
-            log::error!(target: "smp", "the other {} CPUs stay off: {why} ({:#x})", others.len(), page.0);
+            log::error!(target: "smp", "{} CPUs stay off: {why}", others.len());
             return Ok(places);
         }
     };

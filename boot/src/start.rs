@@ -68,7 +68,7 @@ fn bring_up(start: &Start) -> Result<&'static System<X86>, String> {
         machine::install(System::new(X86::new(hooks, info.cmdline.to_string(), options.no_reboot, wallclock), memory));
 
     let most = options.max_cpus.unwrap_or(u32::MAX);
-    let page = HostPhys(TRAMPOLINE.start);
+    let page = info.memory_map.iter().any(is_trampolines_ram).then_some(HostPhys(TRAMPOLINE.start));
     let places = smp::start(memory, &platform.madt, ready.engine, wishes, page, most)?;
     percpu::start_scheduler(options.scheduler, &places).map_err(|_| "no memory for the scheduler")?;
 
@@ -89,6 +89,10 @@ fn bring_up(start: &Start) -> Result<&'static System<X86>, String> {
     debug_assert!(domain.vcpu(VcpuId(0)).is_some());
     smp::release();
     Ok(system)
+}
+
+fn is_trampolines_ram(region: &BootRegion) -> bool {
+    region.kind == BootKind::Ram && region.start <= TRAMPOLINE.start && TRAMPOLINE.end <= region.end
 }
 
 /// The console's port interrupts instead of being polled. The GSI that is Corten's own then.

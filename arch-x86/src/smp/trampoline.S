@@ -1,7 +1,7 @@
 // Where a CPU starts on a SIPI: in real mode, at the beginning of a page below 1 MiB that this has been copied to. What depends on the place
 // of the page is filled in by `smp::trampoline`.
 
-.set CR0_PE, 1
+.set TRAMPOLINE_CR0_PE, 1
 .set CR0_PG_WP, 0x80010000
 .set CR4_PAE, 0x20
 .set EFER, 0xc0000080
@@ -21,12 +21,12 @@ corten_trampoline:
     shll $4, %ebx                       // The address of the page, from here on.
     lgdtl (trampoline_gdt_pointer - corten_trampoline)
     movl %cr0, %eax
-    orl $CR0_PE, %eax
+    orl $TRAMPOLINE_CR0_PE, %eax
     movl %eax, %cr0
     ljmpl *(trampoline_protected - corten_trampoline)
 
     .code32
-protected_mode:
+trampoline_protected_mode:
     movl $DATA, %eax
     movl %eax, %ds
     movl %eax, %es
@@ -34,7 +34,7 @@ protected_mode:
     xorl %eax, %eax                     // One CPU for each time that this is prepared; one that comes late finds that it is not expected.
     xchgl %eax, (corten_trampoline_expected - corten_trampoline)(%ebx)
     testl %eax, %eax
-    jz unexpected
+    jz trampoline_unexpected
     movl (corten_trampoline_root - corten_trampoline)(%ebx), %eax
     movl %eax, %cr3
     movl $CR4_PAE, %eax
@@ -47,12 +47,12 @@ protected_mode:
     orl $CR0_PG_WP, %eax
     movl %eax, %cr0
     ljmpl *(trampoline_long - corten_trampoline)(%ebx)
-unexpected:
+trampoline_unexpected:
     hlt
-    jmp unexpected
+    jmp trampoline_unexpected
 
     .code64
-long_mode:
+trampoline_long_mode:
     movq (corten_trampoline_stack - corten_trampoline)(%rbx), %rsp
     movq (corten_trampoline_argument - corten_trampoline)(%rbx), %rdi
     movq (corten_trampoline_entry - corten_trampoline)(%rbx), %rax
@@ -73,10 +73,10 @@ trampoline_gdt_end:
     .global corten_trampoline_places
 corten_trampoline_places:
 trampoline_protected:
-    .long protected_mode - corten_trampoline
+    .long trampoline_protected_mode - corten_trampoline
     .short 8, 0
 trampoline_long:
-    .long long_mode - corten_trampoline
+    .long trampoline_long_mode - corten_trampoline
     .short 24
 trampoline_gdt_pointer:
     .short trampoline_gdt_end - trampoline_gdt - 1

@@ -4,7 +4,6 @@ use core::arch::global_asm;
 
 use mm::addr::{HostPhys, Mfn};
 use mm::{Memory, PAGE_SIZE};
-use xen_abi::types::DomainId;
 
 use crate::paging;
 
@@ -43,11 +42,9 @@ fn offset(symbol: *const u8) -> u64 {
 }
 
 impl Trampoline {
-    /// Puts it into a page of RAM below 1 MiB, which is Corten's from then on. The error is the end of a line for the user.
+    /// Puts it into a page of RAM below 1 MiB, which is Corten's from then on: frames there are nobody's to allocate. The error is the end of a
+    /// line for the user.
     pub fn place(memory: &'static Memory, page: HostPhys) -> Result<Trampoline, &'static str> {
-        memory
-            .claim_range(page.mfn()..Mfn(page.mfn().0 + 1), DomainId::XEN)
-            .map_err(|_| "the page below 1 MiB that they start in is not free")?;
         paging::map_trampoline(page.mfn()).map_err(|_| "the page that they start in cannot be mapped")?;
         let this = Trampoline { memory, page };
         let root = this.low_root().ok_or("there is no memory below 4 GiB for a page table")?;
