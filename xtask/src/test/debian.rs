@@ -30,6 +30,10 @@ pub fn cases() -> Vec<Case> {
             ..case(&format!("debian{release}_smp"), "the same with two CPUs", suite, false)
         });
         cases.push(Case {
+            run: Box::new(move |context| load(context, suite, 60)),
+            ..case(&format!("debian{release}_load"), "all CPUs work for a minute, go and come again", suite, false)
+        });
+        cases.push(Case {
             // Its Dom0 takes minutes over PCI there.
             on_xen: false,
             engines: |engine| matches!(engine, Engine::Qemu(_)),
@@ -45,6 +49,12 @@ pub fn cases() -> Vec<Case> {
             ..case(&format!("debian{release}_pc"), "the same on a PC without PCI Express", suite, false)
         });
     }
+    cases.push(Case {
+        engines: |engine| matches!(engine, Engine::Qemu(_)),
+        on_xen: false,
+        run: Box::new(|context| sixteen(context, "trixie")),
+        ..case("debian13_16_cpus", "sixteen CPUs", "trixie", false)
+    });
     cases
 }
 
@@ -84,6 +94,28 @@ pub fn boot(suite: &str, script: &str, modules: &str) -> Result<Boot> {
 fn two_cpus(boot: &mut Boot) {
     boot.cpus = 2;
     boot.corten_args.push_str(" dom0_max_vcpus=2");
+}
+
+/// As many CPUs as make sense there: 4 in QEMU, 2 in Bochs.
+fn load(context: &Context<'_>, suite: &str, seconds: u32) -> Result<()> {
+    let cpus = match context.engine {
+        Engine::Bochs(_) => 2,
+        Engine::Qemu(_) => 4,
+    };
+    let mut boot = boot(suite, "smp", "")?;
+    boot.cpus = cpus;
+    boot.limit = 900;
+    boot.modules[0].args.push_str(&format!(" corten.cpus={cpus} corten.seconds={seconds}"));
+    judge(context, &context.boot("run", boot)?)
+}
+
+/// Sixteen CPUs, which the emulator's own machine can have: all of them are Dom0's, and work.
+fn sixteen(context: &Context<'_>, suite: &str) -> Result<()> {
+    let mut boot = boot(suite, "smp", "")?;
+    boot.cpus = 16;
+    boot.limit = 900;
+    boot.modules[0].args.push_str(" corten.cpus=16 corten.seconds=5");
+    judge(context, &context.boot("run", boot)?)
 }
 
 /// `machine` says how the machine differs from the plain one.

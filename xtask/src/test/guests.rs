@@ -122,6 +122,11 @@ const GUESTS: &[Guest] = &[
     guest("bad_pointer", "arguments that cannot be reached are -EFAULT"),
     Guest { limit: 240, ..guest("malformed_hypercalls", "100,000 calls that make no sense") },
     Guest { cpus: 2, limit: 120, ..guest("apic_ipi", "INIT, SIPI and IPIs between two vCPUs") },
+    Guest {
+        cpus: 2,
+        limit: 120,
+        ..guest("shoot_down", "a page that is taken away is out of another vCPU's reach at once")
+    },
     guest("ports", "ports that pass, are emulated, or read as ones"),
     Guest {
         // Holes below 4 GiB are the machine's own, and QEMU's bus answers zeroes.

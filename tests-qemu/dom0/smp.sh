@@ -1,0 +1,60 @@
+#!/bin/busybox sh
+# What must hold with several CPUs. On the kernel's command line: corten.cpus=N, corten.seconds=S of load on all of them.
+check() { # name, value, why
+    if [ "$2" = yes ]; then echo "CHECK $1 ok"; else echo "CHECK $1 FAIL: $3"; fi
+}
+for word in $(cat /proc/cmdline); do
+    case $word in
+    corten.cpus=*) cpus=${word#corten.cpus=} ;;
+    corten.seconds=*) seconds=${word#corten.seconds=} ;;
+    esac
+done
+check "CPUs" "$([ "$(nproc)" = "$cpus" ] && echo yes)" "nproc says $(nproc), not $cpus"
+
+# Hundredths of seconds that a CPU has worked, and since boot.
+worked() { awk -v cpu="cpu$1" '$1 == cpu { print $2 + $3 + $4 }' /proc/stat; }
+now() { awk '{ print int($1 * 100) }' /proc/uptime; }
+
+cpu=0
+while [ $cpu -lt "$cpus" ]; do
+    eval "before$cpu=$(worked $cpu)"
+    taskset -c $cpu sh -c 'while :; do :; done' &
+    cpu=$((cpu + 1))
+done
+# Meanwhile time goes on as it should, on whichever CPU.
+start=$(now) rounds=0
+while [ $rounds -lt $((seconds * 2)) ]; do
+    sleep 0.5
+    rounds=$((rounds + 1))
+done
+took=$(($(now) - start))
+kill $(jobs -p) 2>/dev/null
+wait 2>/dev/null
+check "sleeping beside the load" "$([ $took -ge $((seconds * 100)) ] && [ $took -le $((seconds * 125)) ] && echo yes)" \
+    "$seconds s in steps of a half took $took hundredths"
+cpu=0
+while [ $cpu -lt "$cpus" ]; do
+    eval "ran=\$((\$(worked $cpu) - before$cpu))"
+    check "CPU $cpu worked" "$([ $ran -ge $((took * 8 / 10)) ] && echo yes)" "$ran of $took hundredths"
+    cpu=$((cpu + 1))
+done
+
+round=0
+while [ $round -lt 3 ]; do
+    cpu=1
+    while [ $cpu -lt "$cpus" ]; do
+        echo 0 >/sys/devices/system/cpu/cpu$cpu/online
+        check "CPU $cpu goes" "$([ "$(nproc)" = $((cpus - 1)) ] && echo yes)" "nproc says $(nproc)"
+        echo 1 >/sys/devices/system/cpu/cpu$cpu/online
+        check "CPU $cpu comes" "$([ "$(nproc)" = "$cpus" ] && echo yes)" "nproc says $(nproc)"
+        check "CPU $cpu works again" "$([ "$(taskset -c $cpu echo works)" = works ] && echo yes)" "nothing runs there"
+        cpu=$((cpu + 1))
+    done
+    round=$((round + 1))
+done
+
+dmesg | grep -v 'Speculative Return Stack Overflow: WARNING:' >/tmp/dmesg
+for word in WARNING: BUG: 'Call Trace' 'cut here' Oops 'soft lockup' 'self-detected stall' 'detected stalls' 'stall on CPU'; do
+    check "kernel log: no $word" "$(grep -q "$word" /tmp/dmesg || echo yes)" "$(grep -m 1 "$word" /tmp/dmesg)"
+done
+cat /proc/interrupts
