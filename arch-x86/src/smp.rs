@@ -189,7 +189,7 @@ fn start_one(
     starting.compare_clocks()?;
     starting.stage.store(stage::ACCEPTED, Ordering::Release);
     let mut patience = Patience::new(PATIENCE_US);
-    while percpu::get(id).is_none() {
+    while percpu::count() <= id.0 {
         if patience.is_over() {
             return Err(String::from("it hangs before its first work"));
         }

@@ -109,12 +109,13 @@ fn load(context: &Context<'_>, suite: &str, seconds: u32) -> Result<()> {
     judge(context, &context.boot("run", boot)?)
 }
 
-/// Sixteen CPUs, which the emulator's own machine can have: all of them are Dom0's, and work.
+/// Sixteen CPUs: all of them are Dom0's, and come and go.
 fn sixteen(context: &Context<'_>, suite: &str) -> Result<()> {
     let mut boot = boot(suite, "smp", "")?;
     boot.cpus = 16;
     boot.limit = 900;
-    boot.modules[0].args.push_str(" corten.cpus=16 corten.seconds=5");
+    // They are emulated on far fewer, so that their work cannot be measured.
+    boot.modules[0].args.push_str(" corten.cpus=16 corten.seconds=0");
     judge(context, &context.boot("run", boot)?)
 }
 
