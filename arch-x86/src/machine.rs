@@ -11,7 +11,7 @@ use hypervisor::vcpu::{Vcpu, hold};
 use mm::addr::GuestPhys;
 use mm::lock::{Lock, Rank};
 use mm::{Flush, P2mCache};
-use sched::{CpuId, Nanos, VcpuKey};
+use sched::{CpuId, Nanos, Presence, VcpuKey};
 use spin::Once;
 use xen_abi::errno::Errno;
 
@@ -86,8 +86,8 @@ pub struct X86Vcpu {
     /// Where it runs or ran last, and its timers are.
     cpu: AtomicU32,
     key: AtomicU32,
-    /// It is in the guest on that CPU, or about to go there and past the look at what waits for it.
-    running: AtomicBool,
+    /// Whether it is in the guest there.
+    pub presence: Presence,
     /// An upcall by HVM_PARAM_CALLBACK_IRQ's vector is due.
     pub upcall_due: AtomicBool,
     /// When the local APIC's timer fires, in nanoseconds.
@@ -102,7 +102,7 @@ impl X86Vcpu {
             context: Lock::new(Rank::DomainControl, Some(context)),
             cpu: AtomicU32::new(0),
             key: AtomicU32::new(0),
-            running: AtomicBool::new(false),
+            presence: Presence::new(),
             upcall_due: AtomicBool::new(false),
             lapic_deadline: AtomicU64::new(u64::MAX),
             lapic_due: AtomicBool::new(false),
@@ -120,17 +120,10 @@ impl X86Vcpu {
         self.cpu.store(cpu.0, Ordering::Relaxed);
     }
 
-    /// It goes into the guest from now on, or stays out. A full fence must come between this and the look at what waits for it:
-    /// whoever leaves something looks here afterwards, and one of the two sees the other.
-    #[inline]
-    pub fn set_running(&self, running: bool) {
-        self.running.store(running, Ordering::Relaxed);
-    }
-
     /// If it runs on another CPU it comes out of the guest.
     #[inline]
     pub fn call_out(&self) {
-        if self.running.load(Ordering::SeqCst) {
+        if self.presence.must_be_told() {
             percpu::interrupt(CpuId(self.cpu.load(Ordering::Relaxed)));
         }
     }

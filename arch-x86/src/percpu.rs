@@ -1,7 +1,7 @@
 //! What each physical CPU has of its own: its timers, what it is told by the others, and how far it is with what it has read.
 
-mod passage;
 mod schedule;
+mod shoot_down;
 mod timers;
 
 use alloc::boxed::Box;
@@ -9,15 +9,14 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use mm::lock::{Lock, Rank};
-use sched::{CpuId, CpuSet, TimerQueue};
+use sched::{CpuId, CpuSet, Passage, TimerQueue};
 use spin::Once;
 use xen_abi::types::DomainId;
 
 use crate::apic::{local, vectors};
 use crate::engine::HostState;
-use passage::Passage;
-pub use passage::shoot_down;
 pub use schedule::{Resident, adopt, is_shared, resident, start_scheduler, wake};
+pub use shoot_down::shoot_down;
 pub use timers::timer_changed;
 
 /// No domain's number.
@@ -41,7 +40,8 @@ pub struct PerCpu {
     reschedule: AtomicBool,
     /// Another CPU waits for the registers of the vCPU that ran here last.
     give_up: AtomicBool,
-    passage: Passage,
+    /// How far it is with the translations of the domain that it runs.
+    pub passage: Passage,
     /// The domain whose vCPU has its registers here.
     domain: AtomicU32,
     /// The ranks of the locks that are held here.

@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use mm::SharedPage;
 use mm::lock::{Lock, Rank};
-use sched::Nanos;
+use sched::{Hold, Nanos};
 use spin::Once;
 use xen_abi::types::VcpuId;
 
@@ -34,7 +34,7 @@ pub(crate) const NEVER: u64 = u64::MAX;
 
 pub struct Vcpu<M: Machine> {
     pub id: VcpuId,
-    hold: AtomicU32,
+    hold: Hold,
     /// Where VCPUOP_register_vcpu_info put its vcpu_info; before that it is in the domain's shared_info.
     registered_info: Once<Area>,
     /// The vector of HVMOP_set_evtchn_upcall_vector, 0 when there is none.
@@ -114,7 +114,7 @@ impl<M: Machine> Vcpu<M> {
     pub fn new(id: VcpuId, machine: M::VcpuState) -> Self {
         Vcpu {
             id,
-            hold: AtomicU32::new(hold::OFFLINE),
+            hold: Hold::new(hold::OFFLINE),
             registered_info: Once::new(),
             upcall_vector: AtomicU8::new(0),
             singleshot: AtomicU64::new(NEVER),
@@ -134,25 +134,22 @@ impl<M: Machine> Vcpu<M> {
     /// Nothing holds it back.
     #[inline]
     pub fn is_runnable(&self) -> bool {
-        self.hold.load(Ordering::Acquire) == 0
+        self.hold.is_empty()
     }
 
     #[inline]
     pub fn holds(&self) -> u32 {
-        self.hold.load(Ordering::Acquire)
+        self.hold.bits()
     }
 
-    /// Sets reasons not to run; what was set before.
+    /// Sets reasons not to run; what was set before. Whoever blocks looks at what would wake it after this.
     pub fn set_hold(&self, bits: u32) -> u32 {
-        // SeqCst: a sender sets its event, then reads these bits; the blocker sets its bits, then reads the events. One of the two sees
-        // the other.
-        self.hold.fetch_or(bits, Ordering::SeqCst)
+        self.hold.set(bits)
     }
 
     /// Clears reasons not to run; true if this made it runnable.
     pub fn clear_hold(&self, bits: u32) -> bool {
-        let before = self.hold.fetch_and(!bits, Ordering::SeqCst);
-        before & bits != 0 && before & !bits == 0
+        self.hold.clear(bits)
     }
 
     pub fn start_poll(&self, port: u32, deadline: Option<Nanos>) {
@@ -164,7 +161,7 @@ impl<M: Machine> Vcpu<M> {
     /// True if an event on `port` ends this vCPU's SCHEDOP_poll.
     #[inline]
     pub fn polls(&self, port: u32) -> bool {
-        self.hold.load(Ordering::SeqCst) & hold::POLLING != 0 && {
+        self.holds() & hold::POLLING != 0 && {
             let polled = self.poll_port.load(Ordering::Relaxed);
             polled == 0 || polled == port
         }

@@ -19,6 +19,7 @@ extern crate alloc;
 
 mod cpuset;
 pub mod credit2;
+mod handover;
 mod null;
 mod policy;
 mod scheduler;
@@ -31,6 +32,7 @@ mod vcpu;
 
 pub use cpuset::CpuSet;
 pub use credit2::{Credit2, Params};
+pub use handover::{Hold, Milestone, Passage, Presence};
 pub use null::Null;
 pub use policy::{Kind, Policy, Wanted};
 pub use scheduler::{Decision, Refused, Scheduler};

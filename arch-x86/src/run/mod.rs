@@ -149,11 +149,11 @@ impl Loaded {
         let domain = &*self.resident.domain;
         let mut running = Running { system, cpu, resident: &self.resident, domain, vcpu, context: &mut self.context };
         enter_state(system, vcpu, State::Running);
-        vcpu.machine.set_running(true);
-        cpu.begin_use();
+        vcpu.machine.presence.begin();
+        cpu.passage.begin();
         running.enter_until_it_stops();
-        cpu.end_use();
-        vcpu.machine.set_running(false);
+        cpu.passage.end();
+        vcpu.machine.presence.end();
         if vcpu.is_runnable() {
             enter_state(system, vcpu, State::Runnable);
         } else {
@@ -232,7 +232,7 @@ impl Running<'_> {
     /// Enters the guest until its next exit, with translations that are no older than the entry.
     #[inline]
     fn enter(&mut self) -> Exit {
-        self.cpu.pass();
+        self.cpu.passage.pass();
         let translations = self.domain.p2m.generation();
         self.context.engine.run(&mut self.context.regs, &mut self.context.pending, translations)
     }

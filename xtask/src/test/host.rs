@@ -16,7 +16,12 @@ pub fn run(report: &mut Report) -> Result<()> {
     if paths::root().join("boot/src/lib.rs").exists() {
         test(&sh, &["--package", "boot", "--lib"], report)?;
     }
-    Ok(())
+    println!("host tests: what CPUs say to one another, in every interleaving");
+    // Built apart: the flag would have everything else built anew.
+    let target = paths::target_dir("loom")?;
+    let _flags = sh.push_env("RUSTFLAGS", "--cfg loom");
+    let _target = sh.push_env("CARGO_TARGET_DIR", target);
+    test(&sh, &["--package", "sched", "--test", "interleavings", "--release"], report)
 }
 
 fn test(sh: &Shell, arguments: &[&str], report: &mut Report) -> Result<()> {
