@@ -65,6 +65,14 @@ pub struct VcpuCount {
     pub most: u32,
 }
 
+impl VcpuCount {
+    /// As many as there are CPUs, if that is within the two; at least one.
+    pub fn of(self, cpus: u32) -> u32 {
+        let least = self.least.max(1);
+        cpus.clamp(least, self.most.max(least))
+    }
+}
+
 /// A serial port. Xen's syntax: `BAUD[,DPS[,PORT[,IRQ]]]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SerialOptions {

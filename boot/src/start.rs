@@ -156,10 +156,18 @@ fn is_initrd(module: &Module) -> bool {
     module.len != 0
 }
 
-/// As many vCPUs as CPUs, within what the user says.
+/// As many vCPUs as CPUs, within what the user says and what there can be.
 fn vcpus(wanted: Option<VcpuCount>) -> u32 {
-    let cpus = percpu::count();
-    wanted.map_or(cpus, |count| cpus.clamp(count.least.max(1), count.most.max(count.least).max(1)))
+    let (cpus, most) = (percpu::count(), machine::MAX_VCPUS);
+    let count = wanted.map_or(cpus, |count| count.of(cpus));
+    if count > most {
+        log::warn!(target: "dom0", "{count} vCPUs are wanted (dom0_max_vcpus, or one a CPU); a domain has at most {most}, and Dom0 gets these");
+    }
+    let count = count.min(most);
+    if count > cpus {
+        log::info!(target: "dom0", "dom0_max_vcpus={count} is more than the {cpus} CPUs that run: they share these");
+    }
+    count
 }
 
 fn region(region: &BootRegion) -> Region {
