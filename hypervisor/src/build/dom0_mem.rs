@@ -99,7 +99,8 @@ fn amount(text: &str) -> Option<Amount> {
     (percent <= 100).then_some(Amount { bytes, percent, all_but })
 }
 
-fn bytes(text: &str) -> Option<u64> {
+/// An amount with the suffix B, K, M, G or T, or KiB.
+pub(super) fn bytes(text: &str) -> Option<u64> {
     let (number, shift) = match text.as_bytes().last()? {
         b'b' | b'B' if !text.starts_with("0x") => (text.get(..text.len().checked_sub(1)?)?, 0),
         b'k' | b'K' => (text.get(..text.len().checked_sub(1)?)?, 10),

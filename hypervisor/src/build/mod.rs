@@ -15,6 +15,7 @@ pub mod plan;
 pub mod pvh;
 #[cfg(test)]
 pub mod sample;
+pub mod spec;
 mod window;
 mod zstd;
 
