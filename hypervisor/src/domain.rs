@@ -10,6 +10,7 @@ use mm::p2m::P2m;
 use xen_abi::memory::E820Entry;
 use xen_abi::types::{DomainId, VcpuId};
 
+use crate::console::DebugConsole;
 use crate::event::EventChannels;
 use crate::grant::GrantTable;
 use crate::machine::{Machine, Width};
@@ -48,6 +49,7 @@ pub struct Domain<M: Machine> {
     pub events: EventChannels,
     pub grants: GrantTable,
     pub params: Params,
+    pub console: DebugConsole,
     /// What XENMEM_memory_map answers.
     pub memory_map: Vec<E820Entry>,
     pub name: String,
@@ -102,6 +104,7 @@ impl<M: Machine> Domain<M> {
             events: parts.events,
             grants: parts.grants,
             params: Params::default(),
+            console: DebugConsole::default(),
             memory_map: parts.memory_map,
             name: parts.name,
             pages: AtomicU64::new(parts.pages),

@@ -23,6 +23,7 @@ extern crate alloc;
 pub mod area;
 pub mod build;
 pub mod call;
+pub mod console;
 pub mod domain;
 pub mod event;
 #[cfg(test)]
