@@ -189,13 +189,13 @@ pub fn build(
     for vcpu in &domain.vcpus {
         wallclock::update_vcpu_time(system, &domain, vcpu);
         let resident = Resident { domain: domain.clone(), vcpu: vcpu.id };
-        percpu::this().adopt(resident).map_err(|_| "no memory for the run queue")?;
+        percpu::adopt(resident).map_err(|_| "no memory for the run queue")?;
     }
     let first = domain.vcpu(VcpuId(0)).ok_or("Dom0 has no vCPU")?;
     start_first(first, &start)?;
     first.clear_hold(hold::OFFLINE);
     let (_, key) = first.machine.place();
-    percpu::this().wake(key);
+    percpu::wake(key);
     Ok(domain)
 }
 
@@ -505,7 +505,10 @@ fn read_host_msr(msr: u32) -> Option<u64> {
 fn start_first(vcpu: &Vcpu<X86>, start: &VcpuStart) -> Result<(), String> {
     let mut held = vcpu.machine.context.lock();
     let context = held.as_mut().ok_or("Dom0's first vCPU has no registers")?;
-    context.engine.load(&percpu::this().host).map_err(|_| "Dom0's first vCPU cannot be loaded")?;
+    let loads = percpu::this().host().is_some_and(|host| context.engine.load(host).is_ok());
+    if !loads {
+        return Err(String::from("Dom0's first vCPU cannot be loaded"));
+    }
     context.engine.reset(&StartState::pvh(start.eip, start.ebx));
     context.regs.rbx = u64::from(start.ebx);
     context.engine.unload();

@@ -14,10 +14,8 @@ use crate::svm::npt::Npt;
 use crate::vmx::ept::Ept;
 use crate::vmx::guest::VmxVcpu;
 
-mod flush;
 mod host;
 
-pub use flush::{flush_all, generation};
 pub use host::{Bitmaps, CpuEngine, Host, HostState, Resources, Wishes};
 
 /// A vCPU as its engine has it.
@@ -67,8 +65,9 @@ impl Engine {
         fn unload(&mut self);
         /// Puts it into the state that it starts with.
         fn reset(&mut self, start: &StartState);
-        /// Enters the guest until its next exit; a pending event is injected.
-        fn run(&mut self, regs: &mut GuestRegs, pending: &mut Pending) -> Exit;
+        /// Enters the guest until its next exit; a pending event is injected. `translations` is the generation of the nested tables: what this CPU
+        /// has cached of an earlier one is dropped.
+        fn run(&mut self, regs: &mut GuestRegs, pending: &mut Pending, translations: u64) -> Exit;
         /// Asks for an exit as soon as the guest can take an interrupt, or takes that back.
         fn set_interrupt_window(&mut self, open: bool);
         /// The same for an NMI.

@@ -12,6 +12,14 @@ pub fn set_features(rdtscp: bool, xsave: bool) {
     XSAVE.store(xsave, Ordering::Relaxed);
 }
 
+/// Switches XSAVE on, on this CPU, if the machine has it.
+pub fn enable_xsave() {
+    if has_xsave() {
+        // SAFETY: CR4.OSXSAVE switches XSAVE and XSETBV on, and nothing off.
+        unsafe { write_cr4(read_cr4() | 1 << 18) };
+    }
+}
+
 #[inline]
 pub fn has_rdtscp() -> bool {
     RDTSCP.load(Ordering::Relaxed)

@@ -36,6 +36,7 @@ pub mod regs;
 pub mod rtc;
 pub mod run;
 pub mod segment;
+pub mod smp;
 pub mod startup;
 pub mod svm;
 pub mod time;

@@ -15,7 +15,6 @@ use sched::{CpuId, Nanos, VcpuKey};
 use spin::Once;
 use xen_abi::errno::Errno;
 
-use crate::apic;
 use crate::context::{Context, GuestTables};
 use crate::engine::{Bitmaps, Nested};
 use crate::guest_paging::{self, Purpose};
@@ -84,8 +83,11 @@ pub struct X86Vcpu {
     pub inbox: LapicInbox,
     /// Registers and private devices, while no CPU has them.
     pub context: Lock<Option<Box<Context>>>,
+    /// Where it runs or ran last, and its timers are.
     cpu: AtomicU32,
     key: AtomicU32,
+    /// It is in the guest on that CPU, or about to go there and past the look at what waits for it.
+    running: AtomicBool,
     /// An upcall by HVM_PARAM_CALLBACK_IRQ's vector is due.
     pub upcall_due: AtomicBool,
     /// When the local APIC's timer fires, in nanoseconds.
@@ -100,16 +102,37 @@ impl X86Vcpu {
             context: Lock::new(Rank::DomainControl, Some(context)),
             cpu: AtomicU32::new(0),
             key: AtomicU32::new(0),
+            running: AtomicBool::new(false),
             upcall_due: AtomicBool::new(false),
             lapic_deadline: AtomicU64::new(u64::MAX),
             lapic_due: AtomicBool::new(false),
         }
     }
 
-    /// It belongs to this CPU from now on.
+    /// The scheduler knows it by this key from now on, and it is thought of as on this CPU.
     pub fn settle(&self, cpu: CpuId, key: VcpuKey) {
-        self.cpu.store(cpu.0, Ordering::Relaxed);
         self.key.store(key.0, Ordering::Relaxed);
+        self.move_to(cpu);
+    }
+
+    /// It goes to this CPU. Its timers go with it, so the lock of those that it leaves is held.
+    pub fn move_to(&self, cpu: CpuId) {
+        self.cpu.store(cpu.0, Ordering::Relaxed);
+    }
+
+    /// It goes into the guest from now on, or stays out. A full fence must come between this and the look at what waits for it:
+    /// whoever leaves something looks here afterwards, and one of the two sees the other.
+    #[inline]
+    pub fn set_running(&self, running: bool) {
+        self.running.store(running, Ordering::Relaxed);
+    }
+
+    /// If it runs on another CPU it comes out of the guest.
+    #[inline]
+    pub fn call_out(&self) {
+        if self.running.load(Ordering::SeqCst) {
+            percpu::interrupt(CpuId(self.cpu.load(Ordering::Relaxed)));
+        }
     }
 
     #[inline]
@@ -119,6 +142,13 @@ impl X86Vcpu {
 
     pub fn set_lapic_deadline(&self, deadline: Option<Nanos>) {
         self.lapic_deadline.store(deadline.map_or(u64::MAX, |at| at.0), Ordering::Relaxed);
+    }
+
+    /// Whether the local APIC's timer is due at `now`. It is not any more then, unless it was set anew meanwhile.
+    pub fn take_lapic_deadline(&self, now: Nanos) -> bool {
+        let due = self.lapic_deadline.load(Ordering::Relaxed);
+        due <= now.0
+            && self.lapic_deadline.compare_exchange(due, u64::MAX, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     #[inline]
@@ -184,17 +214,12 @@ pub fn deliver(domain: &Domain<X86>, sender: Option<u32>, message: Message) {
 
 /// Makes a vCPU look at its inbox: it is woken if it sleeps, and leaves the guest if it is in there on another CPU.
 pub fn rouse(vcpu: &Vcpu<X86>) {
-    let (cpu, key) = vcpu.machine.place();
-    let here = percpu::this();
     // INIT and SIPI are for a vCPU that does not run: the CPU that has it looks at them all the same.
-    let woken = vcpu.rouse() || vcpu.machine.inbox.startup_pending();
-    let Some(there) = (if cpu == here.id { Some(here) } else { percpu::get(cpu) }) else { return };
-    if woken {
-        there.wake(key);
+    if vcpu.rouse() || vcpu.machine.inbox.startup_pending() {
+        percpu::wake(vcpu.machine.place().1);
     }
-    if cpu != here.id {
-        apic::local::send(there.apic_id, apic::vectors::KICK);
-    }
+    // Should it run already, it may be past its last look.
+    vcpu.machine.call_out();
 }
 
 /// A walk for each purpose, shared by all hypercalls.
@@ -306,29 +331,12 @@ impl Machine for X86 {
     }
 
     fn wake(&self, _domain: &Domain<Self>, vcpu: &Vcpu<Self>) {
-        let (cpu, key) = vcpu.machine.place();
-        if let Some(cpu) = percpu::get(cpu) {
-            cpu.wake(key);
-            if cpu.id != percpu::this().id {
-                apic::local::send(cpu.apic_id, apic::vectors::KICK);
-            }
-        }
+        percpu::wake(vcpu.machine.place().1);
     }
 
     #[inline]
     fn timer_changed(&self, _domain: &Domain<Self>, vcpu: &Vcpu<Self>) {
-        let (cpu, key) = vcpu.machine.place();
-        let deadline = match (vcpu.next_deadline(), vcpu.machine.lapic_deadline()) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
-        let here = percpu::this();
-        if cpu == here.id {
-            here.set_deadline(key, deadline);
-        } else if let Some(there) = percpu::get(cpu) {
-            there.set_deadline(key, deadline);
-            apic::local::send(there.apic_id, apic::vectors::KICK);
-        }
+        percpu::timer_changed(vcpu);
     }
 
     fn yield_now(&self, _domain: &Domain<Self>, _vcpu: &Vcpu<Self>) {
@@ -338,6 +346,7 @@ impl Machine for X86 {
     fn set_online(&self, domain: &Domain<Self>, vcpu: &Vcpu<Self>, online: bool) -> Result<(), Errno> {
         if !online {
             vcpu.set_hold(hold::OFFLINE);
+            vcpu.machine.call_out();
         } else if vcpu.machine.inbox.waits_for_sipi() {
             // It has no registers to run with yet.
             return Err(Errno::EINVAL);
@@ -349,13 +358,13 @@ impl Machine for X86 {
 
     fn flush(&self, domain: &Domain<Self>, flush: Flush) {
         if let Some(generation) = flush.spend() {
-            // One CPU runs guests, and it is here: its next entry invalidates. Others would be kicked here and waited for.
-            crate::engine::flush_all();
+            percpu::shoot_down(domain.id);
             domain.p2m.reclaim(generation);
         }
     }
 
     fn domain_stopped(&self, domain: &Domain<Self>, reason: u32) {
+        domain.vcpus.iter().for_each(|vcpu| vcpu.machine.call_out());
         crate::power::domain_stopped(self, domain, reason);
     }
 
@@ -377,8 +386,8 @@ impl Machine for X86 {
 
     fn physical_cpu(&self, cpu: u32) -> Option<PhysicalCpu> {
         let found = percpu::get(CpuId(cpu))?;
-        let highest = percpu::count().saturating_sub(1) as u32;
-        Some(PhysicalCpu { highest, online: true, apic_id: found.apic_id, acpi_id: found.id.0 })
+        let highest = percpu::count().saturating_sub(1);
+        Some(PhysicalCpu { highest, online: true, apic_id: found.apic_id, acpi_id: found.acpi_id })
     }
 
     fn command_line(&self) -> &str {

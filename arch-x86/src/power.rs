@@ -86,6 +86,7 @@ pub fn crash(system: &System<X86>, domain: &Domain<X86>) {
 
 /// Switches the machine off, or resets it.
 pub fn stop(machine: &X86, action: PowerAction) -> ! {
+    crate::smp::stop_others();
     (machine.hooks.console_flush)();
     match action {
         PowerAction::PowerOff => power_off(),

@@ -14,8 +14,8 @@ use crate::acpi::{
     self, AddressSpace, Fadt, Hpet, Madt, Mcfg, PhysRead, Problem, RootPointer, Signature, SleepType, Tables,
 };
 use crate::apic::{io, local};
-use crate::cpu::gdt::{self, CpuTables};
-use crate::engine::{CpuEngine, Host, HostState, Wishes};
+use crate::cpu::gdt::CpuTables;
+use crate::engine::{Host, HostState, Wishes};
 use crate::percpu::PerCpu;
 use crate::port::{inb, inl, outb};
 use crate::time::calibrate::{Counters, Moment, calibrate};
@@ -122,7 +122,6 @@ pub fn boot_cpu(
     platform: &Platform,
     tables: &'static CpuTables,
     wishes: Wishes,
-    scheduler: sched::Wanted,
     origin: u64,
 ) -> Result<Ready, String> {
     let engine = Host::probe(wishes)?;
@@ -133,8 +132,12 @@ pub fn boot_cpu(
     set_clock(platform, origin)?;
     let io_apics = init_io_apics(platform)?;
     let own = engine.enable(memory)?;
-    PerCpu::install(CpuId(0), local::id(), host_state(tables, own), scheduler)
-        .map_err(|_| "no memory for the scheduler")?;
+    let (apic_id, named) = (local::id(), &platform.madt.cpus);
+    let acpi_id = named.iter().find(|cpu| cpu.apic_id == apic_id).map_or(0, |cpu| cpu.uid);
+    let cpu = PerCpu::allocate(CpuId(0), apic_id, acpi_id).map_err(|_| "no memory for what a CPU keeps")?;
+    cpu.install();
+    mm::lock::set_held_ranks(crate::percpu::held_ranks);
+    cpu.enlist(HostState::here(tables, own));
     cpu::idt::set_interrupt_handler(crate::run::on_interrupt);
     engine.announce();
     Ok(Ready { engine, io_apics })
@@ -143,14 +146,13 @@ pub fn boot_cpu(
 fn note_features() {
     let cpuid = raw_cpuid::CpuId::new();
     let has_xsave = cpuid.get_feature_info().is_some_and(|has| has.has_xsave());
+    let extended = cpuid.get_extended_processor_and_feature_identifiers();
+    host::set_features(extended.is_some_and(|has| has.has_rdtscp()), has_xsave);
+    host::enable_xsave();
     if has_xsave {
-        // SAFETY: CR4.OSXSAVE switches XSAVE and XSETBV on, and nothing off.
-        unsafe { host::write_cr4(host::read_cr4() | 1 << 18) };
         let states = __cpuid_count(0xd, 0);
         fpu::set_switched_states((u64::from(states.edx) << 32 | u64::from(states.eax)) & fpu::SWITCHED);
     }
-    let extended = cpuid.get_extended_processor_and_feature_identifiers();
-    host::set_features(extended.is_some_and(|has| has.has_rdtscp()), has_xsave);
 }
 
 /// The 8259s deliver nothing, and what they deliver spuriously all the same goes to vectors of no consequence.
@@ -288,22 +290,4 @@ fn init_io_apics(platform: &Platform) -> Result<Vec<FoundIoApic>, String> {
         }
     }
     Ok(found)
-}
-
-fn host_state(tables: &'static CpuTables, engine: CpuEngine) -> HostState {
-    use x86_64::registers::control::{Cr0, Cr3};
-    HostState {
-        cr0: Cr0::read_raw(),
-        cr3: Cr3::read_raw().0.start_address().as_u64(),
-        cr4: host::read_cr4(),
-        efer: crate::msr::rdmsr(0xc000_0080),
-        code: gdt::CODE,
-        data: gdt::DATA,
-        task: gdt::TASK,
-        gs_base: 0,
-        task_base: tables.task_base(),
-        gdt_base: tables.gdt_base(),
-        idt_base: cpu::idt::base(),
-        engine,
-    }
 }

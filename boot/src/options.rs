@@ -14,6 +14,8 @@ pub struct Options<'a> {
     /// `dom0_mem=`, as written: its parser is the Dom0 builder's.
     pub dom0_mem: Option<&'a str>,
     pub dom0_max_vcpus: Option<VcpuCount>,
+    /// `maxcpus=`: how many CPUs are used.
+    pub max_cpus: Option<u32>,
     /// `com1=` and `com2=`.
     pub serial: [SerialOptions; 2],
     pub console: ConsoleOptions,
@@ -40,6 +42,7 @@ impl Default for Options<'_> {
         Self {
             dom0_mem: None,
             dom0_max_vcpus: None,
+            max_cpus: None,
             serial: [SerialOptions::new(0x3f8, 4), SerialOptions::new(0x2f8, 3)],
             console: ConsoleOptions::default(),
             log_level: LevelFilter::Info,
@@ -190,6 +193,7 @@ const VALUES: &[(&str, SetValue)] = &[
     ("dom0_mem",       |o, v| { o.dom0_mem = Some(v); Ok(()) }),
     ("guest_loglvl",   |o, v| level(v).map(|level| o.guest_log_level = level)),
     ("loglvl",         |o, v| level(v).map(|level| o.log_level = level)),
+    ("maxcpus",        |o, v| cpus(v).map(|most| o.max_cpus = Some(most))),
     ("mem",            |o, v| memory(v).map(|limit| o.memory_limit = Some(limit))),
     ("reboot",         |o, v| reboot(o, v)),
     ("sched",          |o, v| scheduler(v).map(|kind| o.scheduler.kind = kind)),
@@ -202,6 +206,7 @@ const VALUES: &[(&str, SetValue)] = &[
 /// Options that are on or off.
 #[rustfmt::skip]
 const SWITCHES: &[(&str, SetSwitch)] = &[
+    ("nosmp",        |o, on| o.max_cpus = if on { Some(1) } else { o.max_cpus }),
     ("noreboot",     |o, on| o.no_reboot = on),
     ("sync_console", |o, on| o.sync_console = on),
 ];
@@ -301,7 +306,6 @@ const IGNORED: &[&str] = &[
     "low_crashinfo",
     "low_mem_virq_limit",
     "max_cstate",
-    "maxcpus",
     "max_gsi_irqs",
     "max_lpi_bits",
     "mce",
@@ -319,7 +323,6 @@ const IGNORED: &[&str] = &[
     "nolapic",
     "nordrand",
     "noirqbalance",
-    "nosmp",
     "nospec",
     "nr_irqs",
     "numa",
@@ -395,6 +398,11 @@ fn switch(value: &str) -> Result<bool, Expected> {
 
 fn count(value: &str) -> Result<u32, Expected> {
     cmdline::number(value).and_then(|n| u32::try_from(n).ok()).filter(|&n| n > 0).ok_or("expected a number above 0")
+}
+
+/// Zero means that there is no SMP, which is one CPU.
+fn cpus(value: &str) -> Result<u32, Expected> {
+    cmdline::number(value).and_then(|n| u32::try_from(n).ok()).map(|n| n.max(1)).ok_or("expected a number of CPUs")
 }
 
 fn memory(value: &str) -> Result<u64, Expected> {

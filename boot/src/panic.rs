@@ -7,8 +7,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use arch_x86::cpu::exceptions;
 use arch_x86::cpu::idt::TrapFrame;
-use arch_x86::{fault, host, paging, power};
-use spin::Once;
+use arch_x86::{fault, host, paging, power, smp};
 
 use crate::console::Emergency;
 use crate::symbols;
@@ -21,7 +20,6 @@ const IMAGE_SIZE: u64 = 2 << 20;
 /// Somebody is going down already.
 static DOWN: AtomicBool = AtomicBool::new(false);
 static NO_REBOOT: AtomicBool = AtomicBool::new(false);
-static STOP_OTHERS: Once<fn()> = Once::new();
 
 /// Has exceptions and NMIs reported here.
 pub fn init() {
@@ -32,11 +30,6 @@ pub fn init() {
 /// `noreboot`: stop after a crash, so that what was said can be read.
 pub fn set_no_reboot(no_reboot: bool) {
     NO_REBOOT.store(no_reboot, Ordering::Relaxed);
-}
-
-/// Sets what stops the other processors, so that nothing goes on behind the report.
-pub fn set_stop_others(stop: fn()) {
-    STOP_OTHERS.call_once(|| stop);
 }
 
 /// Reports a panic, for the panic handler.
@@ -102,6 +95,9 @@ fn registers(out: &mut Emergency, f: &TrapFrame, cr2: u64, cr3: u64) {
 }
 
 fn on_nmi(frame: &TrapFrame) {
+    if smp::is_stopping() {
+        host::halt_forever();
+    }
     let mut out = Emergency::without_locks();
     let _ = writeln!(out, "(corten) NMI at");
     location(&mut out, frame.rip, 0);
@@ -115,9 +111,8 @@ fn begin() -> Emergency {
         let _ = writeln!(out, "(corten) another crash during the report of the first");
         host::halt_forever();
     }
-    if let Some(stop) = STOP_OTHERS.get() {
-        stop();
-    }
+    // So that nothing goes on behind the report.
+    smp::stop_others();
     Emergency::begin()
 }
 

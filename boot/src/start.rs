@@ -8,9 +8,9 @@ use arch_x86::apic::{io, local};
 use arch_x86::dom0::{self, Wanted};
 use arch_x86::engine::Wishes;
 use arch_x86::machine::{self, Hooks, X86};
-use arch_x86::paging;
 use arch_x86::startup::{self, Physical, Platform};
 use arch_x86::{decode, host, rtc, run};
+use arch_x86::{paging, percpu, smp};
 use corten_boot::info::{BootInfo, Module};
 use corten_boot::memory::{Region as BootRegion, RegionKind as BootKind};
 use corten_boot::options::{Options, SerialOptions, VcpuCount};
@@ -19,6 +19,7 @@ use hypervisor::build::dom0_mem::Dom0Mem;
 use hypervisor::build::initrd;
 use hypervisor::build::map::{Region, RegionKind};
 use hypervisor::system::System;
+use mm::HostPhys;
 use xen_abi::types::VcpuId;
 
 use crate::bring_up::Start;
@@ -50,7 +51,7 @@ fn bring_up(start: &Start) -> Result<&'static System<X86>, String> {
     let (info, options, memory) = (start.info, &start.options, start.memory);
     let platform = Platform::read(&Physical(*memory.window()), info.rsdp)?;
     let wishes = Wishes { vpid: options.vpid.unwrap_or(true) };
-    let ready = startup::boot_cpu(memory, &platform, start.tables, wishes, options.scheduler, start.entered_at)?;
+    let ready = startup::boot_cpu(memory, &platform, start.tables, wishes, start.entered_at)?;
     logger::set_clock(|| machine::clock().now().0);
     decode::prepare();
 
@@ -65,6 +66,11 @@ fn bring_up(start: &Start) -> Result<&'static System<X86>, String> {
     let wallclock = (rtc::seconds().saturating_sub(since_boot), 0);
     let system =
         machine::install(System::new(X86::new(hooks, info.cmdline.to_string(), options.no_reboot, wallclock), memory));
+
+    let most = options.max_cpus.unwrap_or(u32::MAX);
+    let page = info.memory_map.iter().any(is_trampolines_ram).then_some(HostPhys(TRAMPOLINE.start));
+    let places = smp::start(memory, &platform.madt, ready.engine, wishes, page, most)?;
+    percpu::start_scheduler(options.scheduler, &places).map_err(|_| "no memory for the scheduler")?;
 
     let serial = console::has_port().then_some(options.console.serial).flatten();
     let serial = serial.and_then(|index| options.serial.get(index));
@@ -81,7 +87,12 @@ fn bring_up(start: &Start) -> Result<&'static System<X86>, String> {
         if domain.vcpus.len() == 1 { "" } else { "s" },
     );
     debug_assert!(domain.vcpu(VcpuId(0)).is_some());
+    smp::release();
     Ok(system)
+}
+
+fn is_trampolines_ram(region: &BootRegion) -> bool {
+    region.kind == BootKind::Ram && region.start <= TRAMPOLINE.start && TRAMPOLINE.end <= region.end
 }
 
 /// The console's port interrupts instead of being polled. The GSI that is Corten's own then.
@@ -147,7 +158,7 @@ fn is_initrd(module: &Module) -> bool {
 
 /// As many vCPUs as CPUs, within what the user says.
 fn vcpus(wanted: Option<VcpuCount>) -> u32 {
-    let cpus = arch_x86::percpu::count() as u32;
+    let cpus = percpu::count();
     wanted.map_or(cpus, |count| cpus.clamp(count.least.max(1), count.most.max(count.least).max(1)))
 }
 

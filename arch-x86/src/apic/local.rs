@@ -74,22 +74,24 @@ pub fn base() -> HostPhys {
     HostPhys(rdmsr(APIC_BASE) & 0x000f_ffff_ffff_f000)
 }
 
-/// Switches this CPU's APIC on. `page` is where the memory-mapped APIC is mapped (unused with x2APIC).
+/// Says how the machine's APICs are used, and switches the boot CPU's on. `page` is where the memory-mapped APIC is mapped (unused with x2APIC).
 pub fn init(features: Features, page: *mut u32) {
-    let base = rdmsr(APIC_BASE);
-    if features.x2apic {
-        // SAFETY: enabling the APIC, then x2APIC mode (SDM Vol. 3, 11.12.1: from xAPIC only) touches no memory.
-        unsafe {
-            wrmsr(APIC_BASE, base | 1 << 11);
-            wrmsr(APIC_BASE, base | 1 << 11 | 1 << 10);
-        }
-    } else {
-        PAGE.store(page, Ordering::Relaxed);
-        // SAFETY: as above.
-        unsafe { wrmsr(APIC_BASE, base | 1 << 11) };
-    }
+    PAGE.store(page, Ordering::Relaxed);
     X2APIC.store(features.x2apic, Ordering::Relaxed);
     DEADLINE.store(features.tsc_deadline, Ordering::Relaxed);
+    init_this();
+}
+
+/// Switches this CPU's APIC on.
+pub fn init_this() {
+    let base = rdmsr(APIC_BASE) | 1 << 11;
+    // SAFETY: enabling the APIC, then x2APIC mode (SDM Vol. 3, 11.12.1: from xAPIC only) touches no memory.
+    unsafe {
+        wrmsr(APIC_BASE, base);
+        if X2APIC.load(Ordering::Relaxed) {
+            wrmsr(APIC_BASE, base | 1 << 10);
+        }
+    }
     write(register::TASK_PRIORITY, 0);
     write(register::SPURIOUS, 1 << 8 | u32::from(vectors::SPURIOUS));
     write(register::LVT_LINT0, MASKED);
@@ -186,15 +188,56 @@ pub fn set_timer(deadline: Option<u64>) {
     write(register::INITIAL_COUNT, count);
 }
 
+/// The interrupt command register's kinds of message, and its level (SDM Vol. 3, 11.6.1).
+mod message {
+    pub const FIXED: u32 = 0;
+    pub const NMI: u32 = 4 << 8;
+    pub const INIT: u32 = 5 << 8;
+    pub const STARTUP: u32 = 6 << 8;
+    pub const ASSERT: u32 = 1 << 14;
+    pub const NOT_SENT_YET: u32 = 1 << 12;
+}
+
 /// Interrupts another CPU.
+#[inline]
 pub fn send(apic_id: u32, vector: u8) {
+    command(apic_id, message::FIXED | u32::from(vector));
+}
+
+/// Has another CPU take an NMI.
+pub fn send_nmi(apic_id: u32) {
+    command(apic_id, message::NMI | message::ASSERT);
+}
+
+/// Resets another CPU, which then waits for a [`send_startup`].
+pub fn send_init(apic_id: u32) {
+    command(apic_id, message::INIT | message::ASSERT);
+}
+
+/// Has another CPU, which was reset, start in real mode at the beginning of the page with this number.
+pub fn send_startup(apic_id: u32, page: u8) {
+    command(apic_id, message::STARTUP | message::ASSERT | u32::from(page));
+}
+
+/// The highest id that a message can be sent to.
+pub fn highest_id() -> u32 {
+    // The last ones mean everyone.
+    if X2APIC.load(Ordering::Relaxed) { u32::MAX - 1 } else { 0xfe }
+}
+
+#[inline]
+fn command(apic_id: u32, command: u32) {
     if X2APIC.load(Ordering::Relaxed) {
         // The write may pass earlier stores (SDM Vol. 3, 11.12.3): what the other CPU is to see must be out first.
         core::sync::atomic::fence(Ordering::SeqCst);
-        // SAFETY: an IPI with one of Corten's own vectors, which its IDT handles.
-        unsafe { wrmsr(X2APIC_MSRS + register::ICR, u64::from(apic_id) << 32 | u64::from(vector)) };
+        // SAFETY: an IPI with one of Corten's own vectors, which its IDT handles, or one to a CPU that is being started or stopped.
+        unsafe { wrmsr(X2APIC_MSRS + register::ICR, u64::from(apic_id) << 32 | u64::from(command)) };
     } else {
         write(register::ICR_HIGH, apic_id << 24);
-        write(register::ICR, u32::from(vector));
+        write(register::ICR, command);
+        // The register takes no second message before this one is out.
+        while read(register::ICR) & message::NOT_SENT_YET != 0 {
+            core::hint::spin_loop();
+        }
     }
 }

@@ -6,3 +6,4 @@ pub mod gdt;
 pub mod idt;
 pub mod registers;
 pub mod stack;
+pub mod topology;

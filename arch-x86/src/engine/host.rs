@@ -6,8 +6,11 @@ use alloc::vec::Vec;
 use mm::addr::Mfn;
 use mm::{Clean, Frames, Memory};
 use raw_cpuid::CpuId;
+use x86_64::registers::control::{Cr0, Cr3};
 
 use super::{Engine, Nested};
+use crate::cpu::gdt::{self, CpuTables};
+use crate::cpu::idt;
 use crate::policy::features::Feature;
 use crate::policy::msr::MsrPolicy;
 use crate::vdev::ports::Ports;
@@ -42,6 +45,26 @@ pub struct HostState {
     pub gdt_base: u64,
     pub idt_base: u64,
     pub engine: CpuEngine,
+}
+
+impl HostState {
+    /// This CPU's, as it is set up now; its area is not known yet. `tables` are its descriptor tables.
+    pub fn here(tables: &'static CpuTables, engine: CpuEngine) -> HostState {
+        HostState {
+            cr0: Cr0::read_raw(),
+            cr3: Cr3::read_raw().0.start_address().as_u64(),
+            cr4: crate::host::read_cr4(),
+            efer: crate::msr::rdmsr(0xc000_0080),
+            code: gdt::CODE,
+            data: gdt::DATA,
+            task: gdt::TASK,
+            gs_base: 0,
+            task_base: tables.task_base(),
+            gdt_base: tables.gdt_base(),
+            idt_base: idt::base(),
+            engine,
+        }
+    }
 }
 
 /// What the engine keeps for a CPU.
@@ -88,6 +111,15 @@ impl Host {
             Host::Vmx(caps) => vmx::cpu::enable(caps, memory).map(|()| CpuEngine::Vmx),
             Host::Svm(caps) => svm::cpu::enable(caps, memory).map(CpuEngine::Svm),
         }
+    }
+
+    /// Whether this CPU has the same engine with the same capabilities. The error is the end of a line for the user.
+    pub fn is_the_same_here(self, wishes: Wishes) -> Result<(), String> {
+        let same = match self {
+            Host::Vmx(caps) => vmx::cpu::capabilities(wishes)? == *caps,
+            Host::Svm(caps) => svm::cpu::is_there() && svm::cpu::capabilities(wishes)? == *caps,
+        };
+        if same { Ok(()) } else { Err("its virtualisation capabilities are not the boot CPU's".into()) }
     }
 
     /// Says what was found.

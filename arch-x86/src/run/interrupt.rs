@@ -42,8 +42,11 @@ fn serve(system: &'static System<X86>, cpu: &'static PerCpu, vector: u8) {
             local::eoi();
             timer(system, cpu);
         }
-        // What it is for is in the queues, which are looked at before the next entry.
-        vectors::KICK => local::eoi(),
+        // What else it is for is in the queues, which are looked at before the next entry.
+        vectors::KICK => {
+            local::eoi();
+            cpu.rearm();
+        }
         vectors::SPURIOUS => {}
         vectors::APIC_ERROR => {
             local::eoi();
@@ -56,11 +59,10 @@ fn serve(system: &'static System<X86>, cpu: &'static PerCpu, vector: u8) {
 fn timer(system: &'static System<X86>, cpu: &'static PerCpu) {
     let now = system.machine.now();
     cpu.expire(now, |key| {
-        let Some(resident) = cpu.resident(key) else { return };
+        let Some(resident) = percpu::resident(key) else { return };
         let Some(vcpu) = resident.vcpu() else { return };
         hypervisor::timer::expire(system, &resident.domain, vcpu, now);
-        if vcpu.machine.lapic_deadline().is_some_and(|deadline| deadline <= now) {
-            vcpu.machine.set_lapic_deadline(None);
+        if vcpu.machine.take_lapic_deadline(now) {
             vcpu.machine.lapic_due.store(true, Ordering::Release);
             crate::machine::rouse(vcpu);
         }

@@ -12,6 +12,8 @@ mod port;
 pub use interrupt::on_interrupt;
 pub(crate) use port::read_cmos;
 
+use alloc::boxed::Box;
+
 use hypervisor::domain::Domain;
 use hypervisor::machine::Machine;
 use hypervisor::runstate::State;
@@ -52,19 +54,19 @@ enum Next {
 /// Runs guests on this CPU for as long as the machine is on.
 pub fn forever(system: &'static System<X86>) -> ! {
     let cpu = percpu::this();
-    // The vCPU whose registers are in this CPU; they stay there until another needs the place.
+    // The vCPU whose registers are in this CPU; they stay there until they are wanted elsewhere, or the place is.
     let mut loaded: Option<Loaded> = None;
     loop {
         let now = system.machine.now();
         let Some(key) = cpu.next(now) else {
+            if cpu.is_to_give_up() {
+                unload(cpu, &mut loaded);
+            }
             idle(system, cpu);
             continue;
         };
-        let switched = loaded.as_ref().is_none_or(|current| current.key != key);
-        if switched {
-            if let Some(current) = loaded.take() {
-                current.unload();
-            }
+        if loaded.as_ref().is_none_or(|current| current.key != key) {
+            unload(cpu, &mut loaded);
             loaded = Loaded::load(system, cpu, key);
         }
         match &mut loaded {
@@ -74,13 +76,22 @@ pub fn forever(system: &'static System<X86>) -> ! {
     }
 }
 
+fn unload(cpu: &'static PerCpu, loaded: &mut Option<Loaded>) {
+    // The wish is gone before the registers are there: one that comes later finds them.
+    cpu.has_given_up();
+    if let Some(current) = loaded.take() {
+        current.unload();
+    }
+    cpu.note_domain(None);
+}
+
 /// Nothing to run: the CPU sleeps until the next interrupt, which is taken in the window.
 fn idle(system: &'static System<X86>, cpu: &'static PerCpu) {
     if (system.machine.hooks.console_poll)() {
         interrupt::console_input(system);
     }
     system.memory.scrub_some(1);
-    if !cpu.must_reschedule() {
+    if !cpu.must_reschedule() && !cpu.is_to_give_up() {
         host::wait_for_interrupt();
     }
 }
@@ -89,21 +100,24 @@ fn idle(system: &'static System<X86>, cpu: &'static PerCpu) {
 struct Loaded {
     key: VcpuKey,
     resident: Resident,
-    context: alloc::boxed::Box<Context>,
+    context: Box<Context>,
 }
 
 impl Loaded {
     fn load(system: &'static System<X86>, cpu: &'static PerCpu, key: VcpuKey) -> Option<Loaded> {
-        let resident = cpu.resident(key)?;
+        let resident = percpu::resident(key)?;
         let vcpu = resident.vcpu()?;
-        let mut context = vcpu.machine.context.lock().take()?;
-        if context.engine.load(&cpu.host).is_err() {
+        let mut context = registers(vcpu);
+        let loads = cpu.host().is_some_and(|host| context.engine.load(host).is_ok());
+        if !loads {
             log::error!(target: "vcpu", "{} vCPU {}: its control structure cannot be loaded; the domain is stopped", resident.domain.name, vcpu.id.0);
-            power::crash(system, &resident.domain);
             *vcpu.machine.context.lock() = Some(context);
+            power::crash(system, &resident.domain);
             return None;
         }
-        context.engine.set_guard(cpu.is_shared().then(|| crate::machine::clock().ticks(GUARD)));
+        cpu.note_domain(Some(resident.domain.id));
+        cpu.take_timers(vcpu);
+        context.engine.set_guard(percpu::is_shared().then(|| crate::machine::clock().ticks(GUARD)));
         context.switched.restore(host::has_rdtscp());
         if host::has_xsave() {
             crate::fpu::set_xcr0(crate::fpu::switched_states());
@@ -135,7 +149,11 @@ impl Loaded {
         let domain = &*self.resident.domain;
         let mut running = Running { system, cpu, resident: &self.resident, domain, vcpu, context: &mut self.context };
         enter_state(system, vcpu, State::Running);
+        vcpu.machine.set_running(true);
+        cpu.begin_use();
         running.enter_until_it_stops();
+        cpu.end_use();
+        vcpu.machine.set_running(false);
         if vcpu.is_runnable() {
             enter_state(system, vcpu, State::Runnable);
         } else {
@@ -148,9 +166,25 @@ impl Loaded {
             cpu.rest(self.key, why);
             // A wake-up between the look and the block is not lost.
             if vcpu.is_runnable() || vcpu.machine.inbox.startup_pending() {
-                cpu.wake(self.key);
+                percpu::wake(self.key);
             }
         }
+    }
+}
+
+/// Takes a vCPU's registers out. They may still be in the CPU that it ran on last, which is asked for them then: it does not run the vCPU any
+/// more, and is not kept from answering by anything that this CPU has.
+fn registers(vcpu: &Vcpu<X86>) -> Box<Context> {
+    let mut asked = false;
+    loop {
+        if let Some(context) = vcpu.machine.context.lock().take() {
+            return context;
+        }
+        if !asked && let Some(holder) = percpu::get(vcpu.machine.place().0) {
+            holder.ask_to_give_up();
+            asked = true;
+        }
+        core::hint::spin_loop();
     }
 }
 
@@ -188,11 +222,19 @@ impl Running<'_> {
                 self.crash("triple fault");
                 return;
             }
-            let exit = self.context.engine.run(&mut self.context.regs, &mut self.context.pending);
+            let exit = self.enter();
             if self.serve(exit) == Next::Leave {
                 return;
             }
         }
+    }
+
+    /// Enters the guest until its next exit, with translations that are no older than the entry.
+    #[inline]
+    fn enter(&mut self) -> Exit {
+        self.cpu.pass();
+        let translations = self.domain.p2m.generation();
+        self.context.engine.run(&mut self.context.regs, &mut self.context.pending, translations)
     }
 
     #[inline]

@@ -27,9 +27,14 @@ pub fn is_there() -> bool {
     caps::has_svm(__cpuid)
 }
 
-/// What this CPU's SVM can do. The error is one line for the user.
+/// What the boot CPU's SVM can do, for good. The error is one line for the user.
 pub fn probe(wishes: Wishes) -> Result<&'static Caps, String> {
-    Ok(Box::leak(Box::new(Caps::read(__cpuid, rdmsr_safe, wishes)?)))
+    Ok(Box::leak(Box::new(capabilities(wishes)?)))
+}
+
+/// What this CPU's SVM can do. The error is one line for the user.
+pub fn capabilities(wishes: Wishes) -> Result<Caps, String> {
+    Caps::read(__cpuid, rdmsr_safe, wishes)
 }
 
 /// The nested page tables that go with these capabilities.

@@ -11,7 +11,7 @@ use super::exit::{Told, read_code, told};
 use super::vmcb::{TlbControl, VmcbFrame, intercept};
 use crate::cpu::registers::{PAT_AT_RESET, cr0, efer, rflags};
 use crate::decode::Mode;
-use crate::engine::{CpuEngine, HostState, Resources, generation};
+use crate::engine::{CpuEngine, HostState, Resources};
 use crate::event::{Event, Pending};
 use crate::exit::Exit;
 use crate::policy::msr::DeviceMsr;
@@ -66,7 +66,8 @@ pub struct SvmVcpu {
     /// The CPU that has run it last.
     cpu: Option<&'static SvmCpu>,
     asid: Asid,
-    flush_generation: u64,
+    /// The generation of the translations that may be cached under the identifier.
+    translations: u64,
     /// The guest's CR0 bits that the CPU's does not have.
     cr0_shadow: u64,
     /// Where the guest goes on once the instruction that exited is done.
@@ -93,7 +94,7 @@ impl SvmVcpu {
             resources,
             cpu: None,
             asid: Asid::NONE,
-            flush_generation: 0,
+            translations: 0,
             cr0_shadow: 0,
             next_rip: 0,
             told: Told::Iret,
@@ -162,13 +163,14 @@ impl SvmVcpu {
 
     /// Enters the guest and says why it came back. A pending event is injected.
     #[inline]
-    pub fn run(&mut self, regs: &mut GuestRegs, pending: &mut Pending) -> Exit {
+    pub fn run(&mut self, regs: &mut GuestRegs, pending: &mut Pending, translations: u64) -> Exit {
         let Some(cpu) = self.cpu else { return Exit::EntryFailed(0) };
         let event = pending.take();
         if let Some(event) = event {
             self.inject(event);
         }
-        if self.flush_generation != generation() || !cpu.asids.is_current(self.asid) || !self.caps.keep_translations {
+        if self.translations != translations || !cpu.asids.is_current(self.asid) || !self.caps.keep_translations {
+            self.translations = translations;
             self.renew_asid(cpu);
         }
         self.vmcb.set_rax(regs.rax);
@@ -221,8 +223,6 @@ impl SvmVcpu {
 
     /// Under a new identifier nothing is cached: neither nested translations that are gone, nor the guest's own.
     fn renew_asid(&mut self, cpu: &SvmCpu) {
-        // Read first: what is taken away after this is seen at the next entry.
-        self.flush_generation = generation();
         let (asid, flush) = cpu.asids.take();
         self.asid = asid;
         self.vmcb.set_asid(asid.number);

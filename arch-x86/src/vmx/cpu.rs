@@ -19,14 +19,18 @@ const LOCKED: u64 = 1 << 0;
 const VMX_OUTSIDE_SMX: u64 = 1 << 2;
 const CR4_VMXE: u64 = 1 << 13;
 
-/// What this CPU's VMX can do. The error is one line for the user.
+/// What the boot CPU's VMX can do, for good. The error is one line for the user.
 pub fn probe(wishes: Wishes) -> Result<&'static Caps, String> {
+    Ok(Box::leak(Box::new(capabilities(wishes)?)))
+}
+
+/// What this CPU's VMX can do. The error is one line for the user.
+pub fn capabilities(wishes: Wishes) -> Result<Caps, String> {
     let control = rdmsr_safe(msr::FEATURE_CONTROL).unwrap_or(0);
     if control & LOCKED != 0 && control & VMX_OUTSIDE_SMX == 0 {
         return Err("VMX is disabled by firmware; enable virtualisation in the firmware's setup".into());
     }
-    let caps = Caps::read(|number| rdmsr_safe(number).unwrap_or(0), wishes)?;
-    Ok(Box::leak(Box::new(caps)))
+    Caps::read(|number| rdmsr_safe(number).unwrap_or(0), wishes)
 }
 
 /// The nested page tables that go with these capabilities.

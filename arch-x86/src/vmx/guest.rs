@@ -4,10 +4,10 @@ use mm::Memory;
 use mm::addr::Mfn;
 
 use super::caps::{Caps, EntryControls, Pin, Primary, Secondary};
+use super::decode_exit;
 use super::entry::{self, Entered};
 use super::field::*;
 use super::vmcs::{self, Vmcs, VmxError, read, write};
-use super::{decode_exit, invept_if_changed};
 use crate::cpu::registers::{PAT_AT_RESET, cr0, cr4, efer, rflags};
 use crate::engine::{HostState, Resources};
 use crate::event::{Event, Pending, SoftwareKind, exception};
@@ -45,7 +45,10 @@ pub struct VmxVcpu {
     /// The pin-based controls, with the preemption timer while there is a guard: an INIT leaves that as it is.
     pin: u32,
     primary: u32,
-    flush_generation: u64,
+    /// The generation of the translations that this CPU may have cached.
+    translations: u64,
+    /// The CPU that has run it last, by its area.
+    cpu: u64,
     /// What the VMCS has no place for, while the vCPU is on no CPU.
     syscall: [u64; SYSCALL_MSRS.len()],
     cr2: u64,
@@ -72,7 +75,8 @@ impl VmxVcpu {
             resources,
             pin: caps.pin,
             primary: caps.primary,
-            flush_generation: 0,
+            translations: 0,
+            cpu: 0,
             syscall: [0; SYSCALL_MSRS.len()],
             cr2: 0,
         })
@@ -81,6 +85,11 @@ impl VmxVcpu {
     /// Makes this vCPU current on this CPU.
     pub fn load(&mut self, host: &HostState) -> Result<(), VmxError> {
         self.vmcs.load()?;
+        if self.cpu != host.gs_base {
+            self.cpu = host.gs_base;
+            // What this CPU has cached of it is of another time: the first entry invalidates that (no generation is zero).
+            self.translations = 0;
+        }
         write(HOST_CR0, host.cr0);
         write(HOST_CR3, host.cr3);
         write(HOST_CR4, host.cr4);
@@ -195,13 +204,17 @@ impl VmxVcpu {
 
     /// Enters the guest and says why it came back. A pending event is injected.
     #[inline]
-    pub fn run(&mut self, regs: &mut GuestRegs, pending: &mut Pending) -> Exit {
+    pub fn run(&mut self, regs: &mut GuestRegs, pending: &mut Pending, translations: u64) -> Exit {
         if !pending.is_empty()
             && let Some(event) = pending.take()
         {
             self.inject(event);
         }
-        invept_if_changed(&mut self.flush_generation, self.resources.root);
+        if self.translations != translations {
+            self.translations = translations;
+            // Those that are tagged with a VPID are combined with the EPT's, and go too (SDM Vol. 3, 29.4.3.1).
+            vmcs::invept(Some(ept_pointer(self.resources.root)));
+        }
         // SAFETY: this vCPU is current (`load` came before), with host state of this CPU; the host has no use for floating point.
         if unsafe { entry::enter(regs, self.vmcs.launched()) } == Entered::Refused {
             return Exit::EntryFailed(read(INSTRUCTION_ERROR));

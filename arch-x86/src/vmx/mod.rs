@@ -10,7 +10,5 @@ pub mod guest;
 pub mod vmcs;
 
 mod exit;
-mod flush;
 
 pub use exit::decode_exit;
-pub use flush::invept_if_changed;
