@@ -35,6 +35,7 @@ pub mod params;
 pub mod physmap;
 pub mod runstate;
 pub mod system;
+pub mod teardown;
 pub mod timer;
 pub mod vcpu;
 pub mod wallclock;

@@ -78,6 +78,17 @@ impl Dom0Mem {
         raised.min(self.max.map_or(u64::MAX, |max| max.of(free)))
     }
 
+    /// Whether it says how much Dom0 starts with.
+    pub fn is_explicit(&self) -> bool {
+        self.size.is_some() || self.min.is_some()
+    }
+
+    /// The same in bytes, if `free` are free: what is a part of that no longer changes with it.
+    pub fn fixed(&self, free: u64) -> Dom0Mem {
+        let size = Some(Amount::bytes(self.start(free)));
+        Dom0Mem { size, min: None, max: self.limit(free).map(Amount::bytes) }
+    }
+
     /// The bytes that Dom0 may grow to, `None` if nothing limits it.
     pub fn limit(&self, free: u64) -> Option<u64> {
         self.max.map(|max| max.of(free))
