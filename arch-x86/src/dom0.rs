@@ -11,46 +11,31 @@ use core::arch::x86_64::{__cpuid_count, CpuidResult};
 use core::ops::{Range, RangeInclusive};
 
 use hypervisor::build::dom0_mem::{Dom0Mem, Size};
-use hypervisor::build::elf::Kernel;
 use hypervisor::build::map::{Region, RegionKind};
-use hypervisor::build::plan::{Contents, Host, Placement, Share};
-use hypervisor::build::pvh::{GuestWriter, Told, VcpuStart, load_initrd, load_kernel};
-use hypervisor::build::{self, initrd};
-use hypervisor::domain::{Domain, Parts, Privilege};
-use hypervisor::event::EventChannels;
-use hypervisor::grant::{GrantTable, Limits};
+use hypervisor::build::plan::{Host, Placement, Share};
+use hypervisor::build::pvh::GuestWriter;
+use hypervisor::domain::{Domain, Privilege};
 use hypervisor::system::System;
-use hypervisor::vcpu::{Vcpu, hold};
-use hypervisor::wallclock;
 use mm::addr::{Gfn, GuestPhys, HostPhys, Mfn};
 use mm::table::{MemoryType, PageKind};
-use mm::{Memory, P2m, P2mCache, RangeSet, SharedPage};
+use mm::{Memory, P2m, RangeSet};
+use sched::Terms;
 use xen_abi::errno::Errno;
-use xen_abi::memory::E820Entry;
-use xen_abi::types::{DomainId, VcpuId};
-use xen_abi::x86::{XEN_HVM_CPUID_EXT_DEST_ID, XEN_HVM_CPUID_IOMMU_MAPPINGS, XEN_HVM_CPUID_UPCALL_VECTOR};
+use xen_abi::start_info::{SIF_INITDOMAIN, SIF_PRIVILEGED};
+use xen_abi::types::DomainId;
+use xen_abi::x86::XEN_CPUID_TSC_MODE_NEVER_EMULATE;
 
 use crate::acpi;
-use crate::context::{Context, SwitchedRegisters};
+use crate::construct::{self, Beginning, Plan};
 use crate::devices::Devices;
 use crate::devices::pci::PciBus;
-use crate::engine::{Host as EngineHost, Nested, Resources};
-use crate::event::Pending;
-use crate::fault::{rdmsr_safe, wrmsr_safe};
-use crate::fpu::{self, FpuArea};
-use crate::machine::{self, X86, X86Domain, X86Vcpu};
+use crate::engine::Nested;
+use crate::machine::X86;
 use crate::pci_host::Hardware;
-use crate::percpu::{self, Resident};
 use crate::policy::Vendor;
-use crate::policy::cpuid::{CpuidOptions, CpuidPolicy, TscInfo};
-use crate::policy::features::{self, Feature};
-use crate::policy::msr::{MsrOptions, MsrPolicy, VcpuMsrs};
-use crate::regs::GuestRegs;
-use crate::segment::StartState;
 use crate::startup::{Platform, Ready};
 use crate::vdev::ports::Ports;
 use crate::vdev::vioapic::{Description, Gsi, IoApics};
-use crate::vdev::vlapic::Vlapic;
 use crate::vdev::vpci::ecam::Ecam;
 
 const PAGE: u64 = mm::PAGE_SIZE as u64;
@@ -121,8 +106,25 @@ impl OneToOne<'_> {
     }
 }
 
-/// Builds Dom0 and makes it runnable on this CPU. Any error is one line for the user.
+/// What other domains may take of the memory before Dom0 is built, in bytes. What Dom0 is asked to have does not change with it.
+pub fn leave_room(memory: &'static Memory, wanted: &mut Wanted<'_>) -> Result<u64, String> {
+    let kept = kept(memory, wanted, None)?;
+    let (bytes, fixed) = host(wanted, &kept).beside_dom0(&wanted.memory).map_err(|why| why.to_string())?;
+    wanted.memory = fixed;
+    Ok(bytes)
+}
+
+/// Builds Dom0 and makes it runnable. Any error is one line for the user.
 pub fn build(
+    system: &'static System<X86>,
+    platform: &Platform,
+    ready: &Ready,
+    wanted: Wanted<'_>,
+) -> Result<Arc<Domain<X86>>, String> {
+    build_unnamed(system, platform, ready, wanted).map_err(|why| format!("Dom0: {why}"))
+}
+
+fn build_unnamed(
     system: &'static System<X86>,
     platform: &Platform,
     ready: &Ready,
@@ -130,8 +132,8 @@ pub fn build(
 ) -> Result<Arc<Domain<X86>>, String> {
     let memory = system.memory;
     log::info!(target: "dom0", "unpacks its kernel of {} KiB", wanted.kernel.len() >> 10);
-    let image = build::unpack(wanted.kernel).map_err(|why| format!("Dom0 kernel: {why}"))?;
-    let kernel = Kernel::parse(&image).map_err(|why| format!("Dom0 kernel: {why}"))?;
+    let image = construct::unpack(wanted.kernel)?;
+    let kernel = construct::parse(&image)?;
     if let (Some(os), Some(version)) = (kernel.guest_os, kernel.guest_version) {
         log::info!(target: "dom0", "kernel: {os} {version}, entry {:#x}, {}", kernel.entry, if kernel.relocation.is_some() { "relocatable" } else { "fixed" });
     }
@@ -142,60 +144,29 @@ pub fn build(
         Cow::Borrowed(_) => None,
     };
     let mut share = choose(memory, &wanted, scratch.as_ref())?;
-    log::info!(target: "dom0", "{} of memory, {} vCPU{}", Size(share.size), wanted.vcpus, if wanted.vcpus == 1 { "" } else { "s" });
-    let files: Vec<&[u8]> = wanted.initrds.iter().map(|(_, bytes)| *bytes).collect();
-    let arranged = initrd::arrange(&files).ok_or("no memory to arrange the initrd")?;
-    let initrd_size = initrd::offsets(&arranged).1;
-    let acpi_size =
-        acpi::dom0::size(&platform.tables, &platform.madt, wanted.vcpus).ok_or("no memory for Dom0's ACPI tables")?;
-    let told = Told { flags: 3, cmdline: wanted.cmdline, map: &share.map, initrd: None, rsdp: 0 };
-    let start_info_size = told.size(8);
-    let parts: Vec<Range<u64>> = wanted.initrds.iter().map(|(range, _)| range.clone()).collect();
-    let place = share
-        .place(&Contents {
-            kernel: kernel.extent(),
-            relocation: kernel.relocation,
-            initrd: initrd_size,
-            initrd_parts: &parts,
-            start_info: start_info_size,
-            acpi: acpi_size as u64,
-            busy: scratch.as_slice(),
-        })
-        .map_err(|why| why.to_string())?;
-
-    let mut guest = OneToOne { memory, ram: &share.ram };
-    let bad = |what: &str| format!("Dom0: {what} does not fit its memory");
-    if let Some(initrd) = place.initrd.as_ref().filter(|_| !place.initrd_in_place) {
-        load_initrd(&mut guest, initrd.start, &arranged).map_err(|_| bad("the initrd"))?;
+    log::info!(target: "dom0", "{} of memory, {} vCPU{}", Size(share.given.bytes), wanted.vcpus, if wanted.vcpus == 1 { "" } else { "s" });
+    let (parts, files): (Vec<Range<u64>>, Vec<&[u8]>) = wanted.initrds.iter().cloned().unzip();
+    let tables = |base| acpi::dom0::build(&platform.tables, &platform.madt, wanted.vcpus, base);
+    let placed = Beginning {
+        kernel: &kernel,
+        initrds: &files,
+        initrd_parts: &parts,
+        busy: scratch.as_slice(),
+        cmdline: wanted.cmdline,
+        flags: SIF_PRIVILEGED | SIF_INITDOMAIN,
+        acpi: &tables,
     }
-    let entry = load_kernel(&mut guest, place.kernel.start, &kernel).map_err(|_| bad("the kernel"))?;
-    let tables = acpi::dom0::build(&platform.tables, &platform.madt, wanted.vcpus, place.acpi.start)
-        .ok_or("no memory for Dom0's ACPI tables")?;
-    guest.write(GuestPhys(place.acpi.start), &tables.bytes).map_err(|_| bad("ACPI"))?;
-    let told =
-        Told { flags: 3, cmdline: wanted.cmdline, map: &share.map, initrd: place.initrd.as_ref(), rsdp: tables.rsdp };
-    told.write(&mut guest, place.start_info.start).map_err(|_| bad("the start info"))?;
+    .place(&mut share)?;
+    let start = placed.write(&mut OneToOne { memory, ram: &share.ram }, &share)?;
+    report(&placed.place);
+    drop(placed);
     drop(kernel);
     drop(image);
-    report(&place);
 
     claim(memory, &wanted, &share)?;
     memory.take_from_top(false);
-    let start = VcpuStart::new(entry, place.start_info.start).map_err(|_| bad("the start info"))?;
-    let domain = assemble(system, platform, ready, &wanted, share)?;
-    let domain = Arc::new(domain);
-    system.add(domain.clone()).map_err(|why| format!("Dom0 cannot be added: {why:?}"))?;
-    wallclock::update_wallclock(system, &domain);
-    for vcpu in &domain.vcpus {
-        wallclock::update_vcpu_time(system, &domain, vcpu);
-        let resident = Resident { domain: domain.clone(), vcpu: vcpu.id };
-        percpu::adopt(resident).map_err(|_| "no memory for the run queue")?;
-    }
-    let first = domain.vcpu(VcpuId(0)).ok_or("Dom0 has no vCPU")?;
-    start_first(first, &start)?;
-    first.clear_hold(hold::OFFLINE);
-    let (_, key) = first.machine.place();
-    percpu::wake(key);
+    let domain = Arc::new(assemble(system, platform, ready, &wanted, share)?);
+    construct::start(system, &domain, &start, Terms::default())?;
     Ok(domain)
 }
 
@@ -207,8 +178,8 @@ fn report(place: &Placement) {
 }
 
 /// Everything that Corten has taken is not Dom0's; everything else may be, also what it gives back before Dom0 runs: modules and `scratch`.
-fn choose(memory: &'static Memory, wanted: &Wanted<'_>, scratch: Option<&Range<u64>>) -> Result<Share, String> {
-    let nothing_left = |_| String::from("no memory to plan Dom0");
+fn kept(memory: &'static Memory, wanted: &Wanted<'_>, scratch: Option<&Range<u64>>) -> Result<Vec<Range<u64>>, String> {
+    let nothing_left = |_| String::from("no memory to plan it");
     let mut kept = RangeSet::new();
     for region in wanted.map.iter().filter(|region| region.kind == RegionKind::Ram) {
         kept.insert(region.start.next_multiple_of(PAGE)..region.end & !(PAGE - 1)).map_err(nothing_left)?;
@@ -223,9 +194,16 @@ fn choose(memory: &'static Memory, wanted: &Wanted<'_>, scratch: Option<&Range<u
     }
     // Low memory is not Corten's to use: it is Dom0's but for the page on which CPUs start.
     kept.remove(0..1 << 20).map_err(nothing_left)?;
-    let kept: Vec<Range<u64>> = kept.iter().collect();
-    let host = Host { map: &wanted.map, kept: &kept, trampoline: wanted.trampoline.clone(), headroom: HEADROOM };
-    Share::choose(&host, &wanted.memory).map_err(|why| why.to_string())
+    Ok(kept.iter().collect())
+}
+
+fn host<'a>(wanted: &'a Wanted<'_>, kept: &'a [Range<u64>]) -> Host<'a> {
+    Host { map: &wanted.map, kept, trampoline: wanted.trampoline.clone(), headroom: HEADROOM }
+}
+
+fn choose(memory: &'static Memory, wanted: &Wanted<'_>, scratch: Option<&Range<u64>>) -> Result<Share, String> {
+    let kept = kept(memory, wanted, scratch)?;
+    Share::choose(&host(wanted, &kept), &wanted.memory).map_err(|why| why.to_string())
 }
 
 /// Takes Dom0's RAM out of what is free.
@@ -242,7 +220,7 @@ fn claim(memory: &'static Memory, wanted: &Wanted<'_>, share: &Share) -> Result<
         }
         memory
             .claim_range(frames, DomainId::DOM0)
-            .map_err(|why| format!("Dom0's memory at {:#x}-{:#x} is not free ({why:?})", range.start, range.end))?;
+            .map_err(|why| format!("its memory at {:#x}-{:#x} is not free ({why:?})", range.start, range.end))?;
     }
     Ok(())
 }
@@ -254,45 +232,10 @@ fn assemble(
     wanted: &Wanted<'_>,
     share: Share,
 ) -> Result<Domain<X86>, String> {
-    let memory = system.memory;
-    let out_of_memory = |_| String::from("no memory for Dom0's tables");
-    let p2m = P2m::new(ready.engine.format(), memory, DomainId::DOM0)
-        .map_err(|why| format!("Dom0's page tables: {why:?}"))?;
+    let p2m = P2m::new(ready.engine.format(), system.memory, DomainId::DOM0)
+        .map_err(|why| format!("its page tables: {why:?}"))?;
     map_memory(&p2m, platform, wanted, &share)?;
     let pci = find_pci(&p2m, platform, wanted)?;
-
-    let clock = machine::clock();
-    let scale = clock.scale();
-    let cpuid = CpuidPolicy::for_domain(
-        |leaf, subleaf| -> CpuidResult { __cpuid_count(leaf, subleaf) },
-        &CpuidOptions {
-            domain: DomainId::DOM0,
-            max_vcpus: wanted.vcpus,
-            tsc: TscInfo {
-                emulated: false,
-                reliable: true,
-                mode: 2,
-                khz: clock.khz,
-                host_khz: clock.khz,
-                incarnation: 0,
-                offset: 0,
-                multiplier: scale.tsc_to_system_mul,
-                shift: scale.tsc_shift,
-            },
-            xcr0_limit: fpu::switched_states(),
-            without: &withheld(ready.engine),
-            // As Xen answers where the hardware does not virtualise the local APIC; IOMMU_MAPPINGS it sets whatever IOMMU there is.
-            // With EXT_DEST_ID beside it, interrupts reach more than 127 vCPUs.
-            hvm_features: XEN_HVM_CPUID_IOMMU_MAPPINGS | XEN_HVM_CPUID_UPCALL_VECTOR | XEN_HVM_CPUID_EXT_DEST_ID,
-            ..CpuidOptions::default()
-        },
-    );
-    let physical_bits = cpuid.answer(0x8000_0008, 0, &Default::default())[0] as u8;
-    let msr = MsrPolicy::for_domain(
-        read_host_msr,
-        &cpuid,
-        &MsrOptions { hardware_domain: true, pat_switched: true, physical_bits },
-    );
     // Corten's own clock is Dom0's: the PM timer reads as ones, as it does on Xen, and kernels leave it alone.
     let mut hidden = wanted.hidden_ports.clone();
     hidden.extend(
@@ -318,69 +261,23 @@ fn assemble(
         .collect();
     let io_apics = IoApics::new(&descriptions).map_err(|why| format!("virtual I/O APICs: {why:?}"))?;
 
-    let bitmaps = ready.engine.bitmaps(memory, &ports, &msr).ok_or("no memory for Dom0's bitmaps")?;
-    let cr4_allowed = !cpuid.cr4_reserved();
-    let devices = Devices::new(io_apics, ports, Some(pci), wanted.hidden_gsi);
-
-    let mut vcpus = Vec::new();
-    for id in 0..wanted.vcpus {
-        let resources = Resources {
-            ports: bitmaps.ports.mfn(),
-            msrs: bitmaps.msrs.mfn(),
-            root: p2m.root(),
-            number: id as u16 + 1,
-            cr4_allowed,
-        };
-        // SAFETY: the bitmaps and tables live as long as the domain, which its vCPUs are part of; the engine is on.
-        let engine = unsafe { ready.engine.vcpu(memory, resources) }.ok_or("no memory for Dom0's vCPUs")?;
-        let (vlapic, inbox) = Vlapic::new(machine::APIC_IDS_A_VCPU * id, id == 0);
-        let size = if crate::host::has_xsave() { __cpuid_count(0xd, 0).ecx as usize } else { 512 };
-        let context = Context {
-            regs: GuestRegs::default(),
-            engine,
-            pending: Pending::default(),
-            vlapic,
-            msrs: VcpuMsrs::default(),
-            xcr0: 1,
-            fpu: FpuArea::new(memory, fpu::switched_states(), size).map_err(out_of_memory)?,
-            switched: SwitchedRegisters::default(),
-            cache: P2mCache::new(),
-            triple_fault: false,
-        };
-        vcpus.push(Vcpu::new(VcpuId(id), X86Vcpu::new(inbox, Box::new(context))));
-    }
-
-    let events = EventChannels::new(DomainId::DOM0, wanted.vcpus, u32::MAX)
-        .map_err(|why| format!("Dom0's event channels: {why:?}"))?;
-    let grants = GrantTable::new(DomainId::DOM0, Limits::default(), wanted.vcpus as usize)
-        .map_err(|why| format!("Dom0's grant table: {why:?}"))?;
-    let shared_info = SharedPage::allocate(memory, DomainId::DOM0).map_err(|_| "no memory for shared_info")?;
-    let memory_map = share
-        .map
-        .regions()
-        .iter()
-        .map(|region| E820Entry { addr: region.start, size: region.end - region.start, r#type: region.kind.to_e820() })
-        .collect();
-    Ok(Domain::new(Parts {
+    let plan = Plan {
         id: DomainId::DOM0,
         privilege: Privilege::Control,
         name: String::from("Dom0"),
-        vcpus,
-        p2m,
-        one_to_one: true,
-        shared_info,
-        events,
-        grants,
-        memory_map,
-        pages: share.size / PAGE,
-        max_pages: share.limit.map_or(u64::MAX, |bytes| bytes / PAGE).max(share.size / PAGE),
-        machine: X86Domain::new(cpuid, msr, bitmaps, devices),
-    }))
+        vcpus: wanted.vcpus,
+        tsc_mode: XEN_CPUID_TSC_MODE_NEVER_EMULATE,
+        most_ports: u32::MAX,
+        devices: Devices::new(io_apics, ports, Some(pci), wanted.hidden_gsi),
+        share,
+    };
+    let root = p2m.root();
+    construct::assemble(system, ready, plan, root, move || Some(p2m))
 }
 
 /// RAM and devices, each at its own address.
 fn map_memory(p2m: &P2m<Nested>, platform: &Platform, wanted: &Wanted<'_>, share: &Share) -> Result<(), String> {
-    let failed = |at: u64, why: Errno| format!("Dom0's memory at {at:#x} cannot be mapped ({why:?})");
+    let failed = |at: u64, why: Errno| format!("its memory at {at:#x} cannot be mapped ({why:?})");
     let map = |range: &Range<u64>, kind, memory| -> Result<(), String> {
         let (first, frames) = (range.start / PAGE, (range.end - range.start) / PAGE);
         if frames == 0 {
@@ -395,7 +292,7 @@ fn map_memory(p2m: &P2m<Nested>, platform: &Platform, wanted: &Wanted<'_>, share
         map(&range, PageKind::Ram, MemoryType::WriteBack)?;
     }
     let mut devices = RangeSet::new();
-    let no_memory = |_| String::from("no memory to lay out Dom0's devices");
+    let no_memory = |_| String::from("no memory to lay out its devices");
     devices.insert(0..4 * GIB).map_err(no_memory)?;
     for region in &wanted.map {
         match region.kind {
@@ -478,39 +375,4 @@ fn has_extended_ports() -> bool {
     let signature = __cpuid_count(1, 0).eax;
     let family = (signature >> 8 & 0xf) + (signature >> 20 & 0xff);
     Vendor::of([eax, ebx, ecx, edx]) == Vendor::Amd && family >= 0x10
-}
-
-/// Features of this CPU that a guest cannot have: the engine does not let them through, or the state behind them is not
-/// switched between guests.
-fn withheld(engine: EngineHost) -> Vec<Feature> {
-    // IA32_SPEC_CTRL is not switched, and commands to the predictors and the cache are not passed on.
-    let mut withheld = engine.withheld();
-    withheld.extend([features::IBRSB, features::IBPB, features::L1D_FLUSH]);
-    withheld
-}
-
-/// An MSR of this CPU, for the guests' policy.
-fn read_host_msr(msr: u32) -> Option<u64> {
-    const MICROCODE_REVISION: u32 = 0x8b;
-    if msr == MICROCODE_REVISION {
-        // The revision is loaded by CPUID (SDM Vol. 3, 10.11.7.1).
-        // SAFETY: the register holds nothing but what is loaded into it here.
-        unsafe { wrmsr_safe(MICROCODE_REVISION, 0) };
-        __cpuid_count(1, 0);
-    }
-    rdmsr_safe(msr)
-}
-
-/// Gives the first vCPU its registers. Its control structure is loaded for that, and taken off the CPU again.
-fn start_first(vcpu: &Vcpu<X86>, start: &VcpuStart) -> Result<(), String> {
-    let mut held = vcpu.machine.context.lock();
-    let context = held.as_mut().ok_or("Dom0's first vCPU has no registers")?;
-    let loads = percpu::this().host().is_some_and(|host| context.engine.load(host).is_ok());
-    if !loads {
-        return Err(String::from("Dom0's first vCPU cannot be loaded"));
-    }
-    context.engine.reset(&StartState::pvh(start.eip, start.ebx));
-    context.regs.rbx = u64::from(start.ebx);
-    context.engine.unload();
-    Ok(())
 }

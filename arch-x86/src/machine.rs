@@ -24,6 +24,9 @@ use crate::policy::msr::MsrPolicy;
 use crate::time::Clock;
 use crate::vdev::vlapic::{Delivery, LapicInbox, Message, Posted, Target};
 
+/// The log target of what domains other than Dom0 write to their consoles.
+pub const GUEST_CONSOLE: &str = "guest console";
+
 /// Guests' local-APIC ids are this many times the vCPU's number, as Xen has it.
 pub const APIC_IDS_A_VCPU: u32 = 2;
 
@@ -366,6 +369,10 @@ impl Machine for X86 {
 
     fn console_write(&self, _domain: &Domain<Self>, text: &[u8]) {
         (self.hooks.console_write)(text);
+    }
+
+    fn console_line(&self, domain: &Domain<Self>, line: core::fmt::Arguments<'_>) {
+        log::warn!(target: GUEST_CONSOLE, "({}) {line}", domain.name);
     }
 
     fn console_read(&self, into: &mut [u8]) -> usize {

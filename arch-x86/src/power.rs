@@ -62,8 +62,10 @@ pub fn domain_stopped(machine: &X86, domain: &Domain<X86>, reason: u32) {
         SHUTDOWN_WATCHDOG => "is stopped by its watchdog",
         _ => "stops",
     };
+    hypervisor::console::finish(machine, domain);
     log::info!(target: "domain", "{} (domain {}) {name}", domain.name, domain.id.0);
     if !domain.is_control() {
+        crate::reap::note();
         return;
     }
     match reason {

@@ -9,8 +9,8 @@ use crate::memory::Region;
 
 /// Regions that the memory map holds at most. UEFI's maps run to a few hundred descriptors, most of which merge.
 pub const MAX_REGIONS: usize = 128;
-/// Modules that are taken notice of: Dom0's kernel, its initrd, and room for microcode and policies.
-pub const MAX_MODULES: usize = 16;
+/// Modules that are taken notice of: Dom0's kernel, its initrd, and room for microcode, policies and other domains.
+pub const MAX_MODULES: usize = 64;
 
 /// The machine as the boot loader leaves it.
 #[derive(Clone, Debug, Default)]

@@ -3,6 +3,7 @@
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU8, Ordering};
 
+use arch_x86::machine::GUEST_CONSOLE;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use spin::Once;
 
@@ -50,8 +51,13 @@ impl Log for Logger {
         }
         // The message is put together before the console is locked: what is printed may take locks of its own.
         let mut line = Line::new(console::write);
-        let now = CLOCK.get().map(|clock| clock());
-        let _ = write_line(&mut line, now, record.level(), record.target(), *record.args());
+        let _ = if record.target() == GUEST_CONSOLE {
+            // Guests have their own time and levels.
+            line.write_fmt(*record.args())
+        } else {
+            let now = CLOCK.get().map(|clock| clock());
+            write_line(&mut line, now, record.level(), record.target(), *record.args())
+        };
         line.finish();
     }
 

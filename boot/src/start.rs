@@ -1,6 +1,7 @@
 //! From a machine with memory, heap, console and log to one that runs Dom0: the composition root.
 
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use arch_x86::apic::vectors::{self, Source};
@@ -8,8 +9,8 @@ use arch_x86::apic::{io, local};
 use arch_x86::dom0::{self, Wanted};
 use arch_x86::engine::Wishes;
 use arch_x86::machine::{self, Hooks, X86};
-use arch_x86::startup::{self, Physical, Platform};
-use arch_x86::{decode, host, rtc, run};
+use arch_x86::startup::{self, Physical, Platform, Ready};
+use arch_x86::{decode, domu, host, rtc, run};
 use arch_x86::{paging, percpu, smp};
 use corten_boot::info::{BootInfo, Module};
 use corten_boot::memory::{Region as BootRegion, RegionKind as BootKind};
@@ -18,9 +19,10 @@ use corten_boot::{console, logger};
 use hypervisor::build::dom0_mem::Dom0Mem;
 use hypervisor::build::initrd;
 use hypervisor::build::map::{Region, RegionKind};
+use hypervisor::build::spec::{self, Request};
 use hypervisor::system::System;
 use mm::HostPhys;
-use xen_abi::types::VcpuId;
+use xen_abi::types::{DomainId, VcpuId};
 
 use crate::bring_up::Start;
 
@@ -76,7 +78,13 @@ fn bring_up(start: &Start) -> Result<&'static System<X86>, String> {
     let serial = serial.and_then(|index| options.serial.get(index));
     let console_gsi = serial.and_then(|serial| use_uart_interrupt(serial, &platform));
 
-    let domain = dom0::build(system, &platform, &ready, wanted(info, options, serial, console_gsi)?)?;
+    let strings: Vec<&str> = info.modules.iter().map(|module| module.cmdline).collect();
+    let modules = spec::sort(&strings, percpu::count(), |refusal| log::error!(target: "domain", "{refusal}"))
+        .ok_or("no memory to sort the modules")?;
+    let mut dom0 = wanted(info, &modules.dom0, options, serial, console_gsi)?;
+    // Their memory is taken from the top, and their modules are free again, before Dom0 takes what it is to have.
+    let others = build_others(system, &ready, info, &modules.domains, &mut dom0)?;
+    let domain = dom0::build(system, &platform, &ready, dom0)?;
     let free = memory.free_frames() << 2;
     let ram: u64 = info.memory_map.iter().filter(|region| region.kind == BootKind::Ram).map(BootRegion::len).sum();
     let own = (ram >> 10).saturating_sub((domain.pages.load(Ordering::Relaxed) << 2) + free);
@@ -87,6 +95,11 @@ fn bring_up(start: &Start) -> Result<&'static System<X86>, String> {
         if domain.vcpus.len() == 1 { "" } else { "s" },
     );
     debug_assert!(domain.vcpu(VcpuId(0)).is_some());
+    for other in others {
+        if let Err(why) = other.start(system) {
+            log::error!(target: "domain", "{why}");
+        }
+    }
     smp::release();
     Ok(system)
 }
@@ -112,13 +125,43 @@ fn use_uart_interrupt(serial: &SerialOptions, platform: &Platform) -> Option<u32
     Some(gsi)
 }
 
+/// Builds the domains beside Dom0, each in what Dom0 and those before it leave. One that cannot be built is left out with a line.
+fn build_others<'a>(
+    system: &'static System<X86>,
+    ready: &Ready,
+    info: &'static BootInfo,
+    requests: &[Request<'a>],
+    dom0: &mut Wanted<'_>,
+) -> Result<Vec<domu::Built<'a>>, String> {
+    let mut built = Vec::new();
+    if requests.is_empty() {
+        return Ok(built);
+    }
+    let memory = system.memory;
+    let room = dom0::leave_room(memory, dom0)?;
+    let free_before = memory.free_frames();
+    for (id, request) in (1..).map(DomainId).zip(requests) {
+        let of = |index: &usize| info.modules.get(*index).map(bytes).unwrap_or_default();
+        let initrds: Vec<&[u8]> = request.initrds.iter().map(of).collect();
+        let wanted = domu::Wanted { spec: request.spec, kernel: of(&request.kernel), initrds: &initrds };
+        let taken = free_before.saturating_sub(memory.free_frames()) * mm::PAGE_SIZE as u64;
+        match domu::build(system, ready, id, &wanted, room.saturating_sub(taken)) {
+            Ok(domain) => built.push(domain),
+            Err(why) => log::error!(target: "domain", "{why}"),
+        }
+    }
+    Ok(built)
+}
+
 fn wanted(
     info: &'static BootInfo,
+    dom0: &[usize],
     options: &Options<'_>,
     serial: Option<&SerialOptions>,
     hidden_gsi: Option<u32>,
 ) -> Result<Wanted<'static>, String> {
-    let Some((kernel, rest)) = info.modules.split_first() else {
+    let mut own = dom0.iter().filter_map(|index| info.modules.get(*index));
+    let Some(kernel) = own.next() else {
         return Err(String::from(
             "no Dom0 kernel: the boot loader passed no module; add `module2 /boot/vmlinuz …` to the menu entry",
         ));
@@ -131,7 +174,7 @@ fn wanted(
     let cmdline = cmdline.strip_prefix("placeholder").map_or(cmdline, str::trim_start);
     Ok(Wanted {
         kernel: bytes(kernel),
-        initrds: rest.iter().filter(|module| is_initrd(module)).map(|module| (module.range(), bytes(module))).collect(),
+        initrds: own.filter(|module| is_initrd(module)).map(|module| (module.range(), bytes(module))).collect(),
         cmdline,
         memory,
         vcpus: vcpus(options.dom0_max_vcpus),

@@ -1,7 +1,7 @@
 //! The loader's strings, copied out of its memory before that is gone: room for them that lasts for ever, without a heap.
 
 /// Bytes for all strings together. Linux takes command lines of 2 KiB.
-pub const ROOM: usize = 8 << 10;
+pub const ROOM: usize = 32 << 10;
 
 /// What room is left.
 #[derive(Debug)]

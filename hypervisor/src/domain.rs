@@ -7,9 +7,12 @@ use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use mm::SharedPage;
 use mm::addr::Gfn;
 use mm::p2m::P2m;
+use xen_abi::errno::Errno;
 use xen_abi::memory::E820Entry;
+use xen_abi::sched::SHUTDOWN_POWEROFF;
 use xen_abi::types::{DomainId, VcpuId};
 
+use crate::console::DebugConsole;
 use crate::event::EventChannels;
 use crate::grant::GrantTable;
 use crate::machine::{Machine, Width};
@@ -48,6 +51,7 @@ pub struct Domain<M: Machine> {
     pub events: EventChannels,
     pub grants: GrantTable,
     pub params: Params,
+    pub console: DebugConsole,
     /// What XENMEM_memory_map answers.
     pub memory_map: Vec<E820Entry>,
     pub name: String,
@@ -102,6 +106,7 @@ impl<M: Machine> Domain<M> {
             events: parts.events,
             grants: parts.grants,
             params: Params::default(),
+            console: DebugConsole::default(),
             memory_map: parts.memory_map,
             name: parts.name,
             pages: AtomicU64::new(parts.pages),
@@ -193,4 +198,14 @@ pub fn shut_down<M: Machine>(system: &System<M>, domain: &Domain<M>, reason: u8)
     {
         system.machine.domain_stopped(domain, reason);
     }
+}
+
+/// Takes a vCPU down. Without its last one a domain is off.
+pub fn take_down<M: Machine>(system: &System<M>, domain: &Domain<M>, vcpu: &Vcpu<M>) -> Result<(), Errno> {
+    // Before the look: of two that go down at once, one sees both.
+    system.machine.set_online(domain, vcpu, false)?;
+    if !domain.vcpus.iter().any(Vcpu::is_up) {
+        shut_down(system, domain, SHUTDOWN_POWEROFF as u8);
+    }
+    Ok(())
 }

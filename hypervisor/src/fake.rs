@@ -62,6 +62,8 @@ pub struct Fake {
     /// Changes of a timer are not worth a word.
     pub told: Mutex<Vec<Told>>,
     pub written: Mutex<Vec<u8>>,
+    /// Of other domains' consoles.
+    pub lines: Mutex<Vec<String>>,
     pub input: Mutex<VecDeque<u8>>,
     pub ring: Mutex<Vec<u8>>,
     pub wallclock: Mutex<(u64, u32)>,
@@ -75,6 +77,7 @@ impl Default for Fake {
             interrupt: AtomicBool::new(false),
             told: Mutex::default(),
             written: Mutex::default(),
+            lines: Mutex::default(),
             input: Mutex::default(),
             ring: Mutex::default(),
             wallclock: Mutex::default(),
@@ -192,6 +195,10 @@ impl Machine for Fake {
 
     fn console_write(&self, _domain: &Domain<Self>, text: &[u8]) {
         self.written.lock().unwrap().extend_from_slice(text);
+    }
+
+    fn console_line(&self, _domain: &Domain<Self>, line: core::fmt::Arguments<'_>) {
+        self.lines.lock().unwrap().push(line.to_string());
     }
 
     fn console_read(&self, into: &mut [u8]) -> usize {

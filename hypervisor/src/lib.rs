@@ -23,6 +23,7 @@ extern crate alloc;
 pub mod area;
 pub mod build;
 pub mod call;
+pub mod console;
 pub mod domain;
 pub mod event;
 #[cfg(test)]
@@ -34,6 +35,7 @@ pub mod params;
 pub mod physmap;
 pub mod runstate;
 pub mod system;
+pub mod teardown;
 pub mod timer;
 pub mod vcpu;
 pub mod wallclock;

@@ -1,6 +1,6 @@
 //! What `hypervisor` needs of a machine. `arch-x86` implements it; [`crate::fake`] does so for tests.
 
-use core::fmt::Debug;
+use core::fmt::{self, Debug};
 
 use mm::addr::GuestPhys;
 use mm::table::PageFormat;
@@ -153,7 +153,11 @@ pub trait Machine: Sized + Send + Sync + 'static {
     /// The domain has shut down, crashed or wants to: stop its vCPUs. For the control domain the machine follows.
     fn domain_stopped(&self, domain: &Domain<Self>, reason: u32);
 
+    /// Dom0 writes to its console.
     fn console_write(&self, domain: &Domain<Self>, text: &[u8]);
+
+    /// Another domain has written a line to its own, without control characters. It is shown under the domain's name.
+    fn console_line(&self, domain: &Domain<Self>, line: fmt::Arguments<'_>);
 
     /// Takes input for Dom0's console; the number of bytes taken.
     fn console_read(&self, into: &mut [u8]) -> usize;

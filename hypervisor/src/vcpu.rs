@@ -152,6 +152,11 @@ impl<M: Machine> Vcpu<M> {
         self.hold.clear(bits)
     }
 
+    /// It was brought up, and did not go down since.
+    pub fn is_up(&self) -> bool {
+        self.holds() & hold::OFFLINE == 0
+    }
+
     pub fn start_poll(&self, port: u32, deadline: Option<Nanos>) {
         self.poll_port.store(port, Ordering::Relaxed);
         self.poll_deadline.store(deadline.map_or(NEVER, |nanos| nanos.0), Ordering::Relaxed);

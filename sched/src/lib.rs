@@ -39,7 +39,7 @@ pub use scheduler::{Decision, Refused, Scheduler};
 pub use time::{CpuId, Nanos};
 pub use timers::{TimerQueue, TimerSlot};
 pub use topology::{Arrangement, CpuPlace, arrange, siblings};
-pub use vcpu::{Admission, Affinity, DomainKey, Figures, Rest, VcpuKey, VcpuState, Weight};
+pub use vcpu::{Admission, Affinity, DomainKey, Figures, Rest, Terms, VcpuKey, VcpuState, Weight};
 
 /// Storage could not be reserved. Whoever asked for it turns this into their own `-ENOMEM`.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]

@@ -120,6 +120,21 @@ pub struct Admission {
     pub affinity: Affinity,
 }
 
+/// How much of the CPUs a domain gets, each of its vCPUs alike.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Terms {
+    pub weight: Weight,
+    /// What they may use together, in percent of one CPU; 0 is no limit.
+    pub cap: u32,
+    pub affinity: Affinity,
+}
+
+impl Default for Terms {
+    fn default() -> Terms {
+        Terms { weight: Weight::DEFAULT, cap: 0, affinity: Affinity::ANY }
+    }
+}
+
 /// What is shown of a vCPU: `xl vcpu-list`, `xl sched-credit2`.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Figures {

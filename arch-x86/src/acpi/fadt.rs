@@ -48,7 +48,7 @@ impl GenericAddress {
 
 const TIMER_IS_32_BITS: u32 = 1 << 8;
 const HAS_RESET: u32 = 1 << 10;
-const HARDWARE_REDUCED: u32 = 1 << 20;
+pub(super) const HARDWARE_REDUCED: u32 = 1 << 20;
 
 /// The smallest FADT that says what is needed: ACPI 1.0's.
 const LEAST: usize = 116;

@@ -1,7 +1,7 @@
-//! ACPI's static tables: what firmware says of the machine, and the few tables that are made anew for Dom0.
+//! ACPI's static tables: what firmware says of the machine, and the few tables that are made for domains.
 //!
 //! [`Tables::find`] walks from the root pointer to the tables; [`Madt`], [`Fadt`], [`Mcfg`] and [`Hpet`] read those that Corten itself needs;
-//! [`dom0`] makes Dom0's. AML is Dom0's business, but for the one constant that switches the machine off ([`SleepType`]). Firmware's word is not taken for anything: every length is bounded, every checksum
+//! [`dom0`] makes Dom0's, [`guest`] other domains'. AML is Dom0's business, but for the one constant that switches the machine off ([`SleepType`]). Firmware's word is not taken for anything: every length is bounded, every checksum
 //! checked, and what is broken is named and skipped.
 #![deny(
     unsafe_code,
@@ -25,7 +25,9 @@
 
 pub mod dom0;
 mod fadt;
+pub mod guest;
 pub mod iommu;
+mod made;
 mod madt;
 mod mcfg;
 mod problem;
@@ -36,6 +38,7 @@ mod sleep;
 mod table;
 
 pub use fadt::{AddressSpace, Fadt, GenericAddress};
+pub use made::MadeTables;
 pub use madt::{AnyCpu, Cpu, InterruptOverride, IoApic, LocalNmi, Madt, NmiSource, Polarity, Trigger};
 pub use mcfg::{Ecam, Hpet, Mcfg};
 pub use mm::window::BadAddress;

@@ -21,6 +21,7 @@ impl Signature {
     pub const HPET: Signature = Signature(*b"HPET");
     pub const DMAR: Signature = Signature(*b"DMAR");
     pub const IVRS: Signature = Signature(*b"IVRS");
+    pub const DSDT: Signature = Signature(*b"DSDT");
 }
 
 impl fmt::Display for Signature {

@@ -8,8 +8,8 @@ use hypervisor::domain::Domain;
 use hypervisor::vcpu::Vcpu;
 use mm::lock::{Guard, Lock, Rank};
 use sched::{
-    Admission, Affinity, CpuPlace, CpuSet, DomainKey, Nanos, OutOfMemory, Policy, Refused, Rest, Scheduler, VcpuKey,
-    Wanted, Weight,
+    Admission, CpuPlace, CpuSet, DomainKey, Nanos, OutOfMemory, Policy, Refused, Rest, Scheduler, Terms, VcpuKey,
+    Wanted,
 };
 use spin::{Once, RwLock};
 use xen_abi::types::VcpuId;
@@ -47,8 +47,8 @@ fn scheduler() -> Option<Guard<'static, Policy>> {
     SCHEDULER.get().map(Lock::lock)
 }
 
-/// Takes a vCPU in; it waits until it is woken.
-pub fn adopt(resident: Resident) -> Result<(), OutOfMemory> {
+/// Takes a vCPU in on its domain's `terms`; it waits until it is woken.
+pub fn adopt(resident: Resident, terms: Terms) -> Result<(), OutOfMemory> {
     let mut residents = RESIDENTS.write();
     let key = VcpuKey(residents.len() as u32);
     let domain = DomainKey(u32::from(resident.domain.id.0));
@@ -56,8 +56,11 @@ pub fn adopt(resident: Resident) -> Result<(), OutOfMemory> {
     timers::reserve(residents.len() + 1)?;
     let mut scheduler = scheduler().ok_or(OutOfMemory)?;
     scheduler.reserve(residents.len() + 1, domain.0 as usize + 1)?;
-    let admission = Admission { domain, weight: Weight::DEFAULT, affinity: Affinity::ANY };
-    match scheduler.insert(key, admission, clock().now()) {
+    let now = clock().now();
+    let Terms { weight, cap, affinity } = terms;
+    match scheduler.insert(key, Admission { domain, weight, affinity }, now) {
+        // Nobody of the domain waits yet, so no CPU is to be told.
+        Ok(()) if cap != 0 => drop(scheduler.set_cap(domain, cap, now)),
         Ok(()) => {}
         Err(Refused::OutOfMemory) => return Err(OutOfMemory),
         Err(why) => debug_assert!(false, "a new vCPU is refused: {why:?}"),

@@ -28,7 +28,7 @@ use crate::exit::Exit;
 use crate::machine::X86;
 use crate::percpu::{self, PerCpu, Resident};
 use crate::segment::SegmentRegister;
-use crate::{host, power};
+use crate::{host, power, reap};
 
 /// How long a vCPU may keep others waiting that nobody can reach it for: the time slice.
 const GUARD: Nanos = Nanos::from_millis(1);
@@ -90,6 +90,7 @@ fn idle(system: &'static System<X86>, cpu: &'static PerCpu) {
     if (system.machine.hooks.console_poll)() {
         interrupt::console_input(system);
     }
+    reap::some(system);
     system.memory.scrub_some(1);
     if !cpu.must_reschedule() && !cpu.is_to_give_up() {
         host::wait_for_interrupt();
@@ -313,10 +314,24 @@ impl Running<'_> {
 
     fn halt(&mut self) -> Next {
         self.context.engine.advance();
+        if !self.context.engine.interrupts_enabled() && !self.domain.is_control() {
+            return self.halt_for_good();
+        }
         // Whoever sends something after this look finds the hold and takes it away; what came before is seen here.
         self.vcpu.set_hold(hold::BLOCKED);
         if self.could_be_woken_now() {
             self.vcpu.clear_hold(hold::BLOCKED);
+        }
+        Next::Enter
+    }
+
+    /// HLT with interrupts off is how a kernel without a way to power off ends: the vCPU is down, and with the last one the domain is off,
+    /// as on Xen. Dom0 has its ways.
+    #[cold]
+    fn halt_for_good(&mut self) -> Next {
+        if !self.vcpu.machine.inbox.nmi_pending() && !self.vcpu.machine.inbox.startup_pending() {
+            // Going down has no way to fail.
+            let _ = hypervisor::domain::take_down(self.system, self.domain, self.vcpu);
         }
         Next::Enter
     }

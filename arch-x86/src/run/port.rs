@@ -1,5 +1,6 @@
 //! I/O exits: what is trapped of a domain's ports.
 
+use hypervisor::console;
 use hypervisor::machine::{Machine, PowerAction};
 
 use super::{Next, Running};
@@ -79,7 +80,7 @@ impl Running<'_> {
                 crate::port::output(port, size, value);
             }
             Effect::PowerStatus => crate::port::output(port, size, value),
-            Effect::DebugConsole(byte) => (self.system.machine.hooks.console_write)(&[byte]),
+            Effect::DebugConsole(byte) => console::write(&self.system.machine, self.domain, &[byte]),
         }
     }
 

@@ -78,6 +78,17 @@ impl Dom0Mem {
         raised.min(self.max.map_or(u64::MAX, |max| max.of(free)))
     }
 
+    /// Whether it says how much Dom0 starts with.
+    pub fn is_explicit(&self) -> bool {
+        self.size.is_some() || self.min.is_some()
+    }
+
+    /// The same in bytes, if `free` are free: what is a part of that no longer changes with it.
+    pub fn fixed(&self, free: u64) -> Dom0Mem {
+        let size = Some(Amount::bytes(self.start(free)));
+        Dom0Mem { size, min: None, max: self.limit(free).map(Amount::bytes) }
+    }
+
     /// The bytes that Dom0 may grow to, `None` if nothing limits it.
     pub fn limit(&self, free: u64) -> Option<u64> {
         self.max.map(|max| max.of(free))
@@ -99,7 +110,8 @@ fn amount(text: &str) -> Option<Amount> {
     (percent <= 100).then_some(Amount { bytes, percent, all_but })
 }
 
-fn bytes(text: &str) -> Option<u64> {
+/// An amount with the suffix B, K, M, G or T, or KiB.
+pub(super) fn bytes(text: &str) -> Option<u64> {
     let (number, shift) = match text.as_bytes().last()? {
         b'b' | b'B' if !text.starts_with("0x") => (text.get(..text.len().checked_sub(1)?)?, 0),
         b'k' | b'K' => (text.get(..text.len().checked_sub(1)?)?, 10),

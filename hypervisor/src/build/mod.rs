@@ -1,7 +1,7 @@
 //! Building a PVH domain from a kernel image.
 //!
-//! [`unpack`] finds the kernel in its file, [`plan`] says which memory the domain gets and what goes where,
-//! [`pvh`] writes it there and says how the first vCPU starts.
+//! [`spec`] reads which domains there are to be. [`unpack`] finds the kernel in its file, [`plan`] says which memory the domain gets and
+//! what goes where, [`memory`] provides it, [`pvh`] writes it there and says how the first vCPU starts.
 
 pub mod bzimage;
 mod crc32;
@@ -10,11 +10,13 @@ pub mod elf;
 pub mod initrd;
 mod lzma;
 pub mod map;
+pub mod memory;
 pub mod payload;
 pub mod plan;
 pub mod pvh;
 #[cfg(test)]
 pub mod sample;
+pub mod spec;
 mod window;
 mod zstd;
 

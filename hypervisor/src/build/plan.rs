@@ -1,4 +1,6 @@
-//! Which of the machine's memory Dom0 gets, and what goes where in it. Pure planning; nothing is touched.
+//! Which memory a domain gets, and what goes where in it. Pure planning; nothing is touched.
+//!
+//! Any domain but Dom0 has RAM from address 0 on, with the hole below 4 GiB that Xen's PVH domains have.
 //!
 //! Dom0's memory is mapped one to one, so its memory map is the machine's: RAM that is not Dom0's is UNUSABLE there, never a hole, for a hole
 //! attracts BARs. Dom0 gets RAM from the bottom up, to the page as much as it was given: what its DMA can reach, and large pages wherever
@@ -25,6 +27,11 @@ const GIB: u64 = 1 << 30;
 const EARLY: Range<u64> = MIB..GIB;
 /// Linux takes the address of its initrd as 32 bits, and ACPI's root table may list 32-bit addresses.
 const BELOW_4G: Range<u64> = MIB..4 * GIB;
+/// Where a domain without devices has no RAM, as Xen's PVH domains (`HVM_BELOW_4G_MMIO_START` of Xen's `hvm/e820.h`).
+const HOLE: Range<u64> = 0xf000_0000..4 * GIB;
+
+/// What Dom0 keeps if nobody says how much it is to have: enough for a kernel and a toolstack.
+const SMALL_DOM0: u64 = 512 * MIB;
 
 /// The machine, as far as Dom0's memory depends on it.
 #[derive(Clone, Debug)]
@@ -39,20 +46,28 @@ pub struct Host<'a> {
     pub headroom: u64,
 }
 
-/// Dom0's share of the machine's memory.
+/// A domain's memory.
 #[derive(Clone, Debug)]
 pub struct Share {
-    /// Dom0's RAM, whole pages; the same addresses in the guest as in the machine.
+    /// Its RAM, whole pages, as the domain sees it; for Dom0 these are also the machine's addresses.
     pub ram: RangeSet,
-    /// Dom0's memory map.
+    /// Its memory map.
     pub map: Map,
-    /// Bytes of `ram`.
-    pub size: u64,
+    /// Bytes of `ram`, and what the user says them by.
+    pub given: Given,
     /// Bytes that Dom0 may grow to, if `dom0_mem=` says so.
     pub limit: Option<u64>,
 }
 
-/// What Dom0 starts with, by its sizes.
+/// How much memory a domain was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Given {
+    pub bytes: u64,
+    /// The option that says so.
+    pub option: &'static str,
+}
+
+/// What a domain starts with, by its sizes.
 #[derive(Clone, Debug)]
 pub struct Contents<'a> {
     /// As linked.
@@ -64,13 +79,13 @@ pub struct Contents<'a> {
     pub initrd_parts: &'a [Range<u64>],
     /// Bytes for the start info and all it points to.
     pub start_info: u64,
-    /// Bytes for the ACPI tables that are made for Dom0.
+    /// Bytes for the ACPI tables that are made for it.
     pub acpi: u64,
-    /// What must not be written over before Dom0 is built, such as the unpacked kernel.
+    /// What must not be written over before it is built, such as the unpacked kernel.
     pub busy: &'a [Range<u64>],
 }
 
-/// Where it all goes. Guest-physical, and as Dom0 is mapped one to one, the machine's addresses as well.
+/// Where it all goes, in the domain's addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
     pub kernel: Range<u64>,
@@ -78,18 +93,18 @@ pub struct Placement {
     /// It lies there already.
     pub initrd_in_place: bool,
     pub start_info: Range<u64>,
-    /// Whole pages, ACPI-reclaimable in Dom0's map.
+    /// Whole pages, ACPI-reclaimable in the domain's map.
     pub acpi: Range<u64>,
 }
 
-/// Why Dom0's memory cannot be laid out.
+/// Why a domain's memory cannot be laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PlanError {
     TooMuch { wanted: u64, free: u64 },
     Nothing,
-    FixedKernel { start: u64, end: u64, at: u64, is: Option<RegionKind>, size: u64 },
-    RelocatableKernel { need: u64, relocation: Relocation, size: u64 },
-    NoRoom { what: &'static str, need: u64, size: u64 },
+    FixedKernel { start: u64, end: u64, at: u64, is: Option<RegionKind>, given: Given },
+    RelocatableKernel { need: u64, relocation: Relocation, given: Given },
+    NoRoom { what: &'static str, need: u64, given: Given },
     OutOfMemory,
 }
 
@@ -100,29 +115,30 @@ impl fmt::Display for PlanError {
                 write!(f, "dom0_mem={}: the machine has {} free; lower it", Size(wanted), Size(free))
             }
             PlanError::Nothing => f.write_str("dom0_mem=: leaves no memory for Dom0; raise it"),
-            PlanError::FixedKernel { start, end, at, is, size } => {
+            PlanError::FixedKernel { start, end, at, is, given: Given { bytes, option } } => {
                 write!(f, "kernel: must be loaded at {start:#x}-{end:#x}, but at {at:#x} there is ")?;
                 match is {
                     Some(RegionKind::Unusable) => {
-                        write!(f, "nothing of Dom0's {}; raise dom0_mem or use a relocatable kernel", Size(size))
+                        write!(f, "nothing of the domain's {}; raise {option} or use a relocatable kernel", Size(bytes))
                     }
                     Some(RegionKind::Ram) => {
-                        f.write_str("something that is in use until Dom0 is built; use a relocatable kernel")
+                        f.write_str("something that is in use until the domain is built; use a relocatable kernel")
                     }
                     Some(kind) => write!(f, "{kind:?} memory; use a relocatable kernel (Linux 6.12 or later)"),
-                    None => f.write_str("no memory; use a relocatable kernel (Linux 6.12 or later)"),
+                    None => write!(f, "no memory; raise {option} or use a relocatable kernel (Linux 6.12 or later)"),
                 }
             }
-            PlanError::RelocatableKernel { need, relocation: Relocation { align, min, max }, size } => write!(
+            PlanError::RelocatableKernel { need, relocation: Relocation { align, min, max }, given } => write!(
                 f,
-                "kernel: no room for {} between {min:#x} and {max:#x} at a multiple of {align:#x} in Dom0's {}; raise dom0_mem",
+                "kernel: no room for {} between {min:#x} and {max:#x} at a multiple of {align:#x} in the domain's {}; raise {}",
                 Size(need),
-                Size(size)
+                Size(given.bytes),
+                given.option
             ),
-            PlanError::NoRoom { what, need, size } => {
-                write!(f, "Dom0's {} have no room for {what} ({}); raise dom0_mem", Size(size), Size(need))
+            PlanError::NoRoom { what, need, given: Given { bytes, option } } => {
+                write!(f, "the domain's {} have no room for {what} ({}); raise {option}", Size(bytes), Size(need))
             }
-            PlanError::OutOfMemory => f.write_str("no memory to lay out Dom0"),
+            PlanError::OutOfMemory => f.write_str("no memory to lay out the domain"),
         }
     }
 }
@@ -142,24 +158,42 @@ impl From<Errno> for PlanError {
     }
 }
 
-impl Share {
-    /// Gives Dom0 as much RAM as `wanted` says, from the bottom up.
-    pub fn choose(host: &Host<'_>, wanted: &Dom0Mem) -> Result<Share, PlanError> {
-        let mut map = Map::new(host.map)?;
+impl Host<'_> {
+    /// What Dom0 could have of the RAM of `map`.
+    fn spare(&self, map: &Map) -> Result<RangeSet, PlanError> {
         let mut spare = RangeSet::new();
         for ram in map.of(RegionKind::Ram) {
             spare.insert(ram)?;
         }
-        for kept in host.kept.iter().chain([&host.trampoline]) {
+        for kept in self.kept.iter().chain([&self.trampoline]) {
             spare.remove(pages_of(kept))?;
         }
+        Ok(spare)
+    }
 
+    /// Bytes that other domains may take before Dom0 does, and what is then to be asked for Dom0: as much as before. Where the
+    /// user does not say how much that is, others may take all but what a small Dom0 needs.
+    pub fn beside_dom0(&self, wanted: &Dom0Mem) -> Result<(u64, Dom0Mem), PlanError> {
+        let unbound = self.spare(&Map::new(self.map)?)?.count();
+        let free = unbound.saturating_sub(self.headroom);
+        if !wanted.is_explicit() {
+            return Ok((free.saturating_sub(SMALL_DOM0.min(free >> 1)), *wanted));
+        }
+        let fixed = wanted.fixed(unbound);
+        Ok((free.saturating_sub(fixed.start(unbound)), fixed))
+    }
+}
+
+impl Share {
+    /// Gives Dom0 as much RAM as `wanted` says, from the bottom up.
+    pub fn choose(host: &Host<'_>, wanted: &Dom0Mem) -> Result<Share, PlanError> {
+        let mut map = Map::new(host.map)?;
+        let spare = host.spare(&map)?;
         let unbound = spare.count();
         let free = unbound.saturating_sub(host.headroom);
         let asked = wanted.start(unbound);
         // Only an explicit wish can ask for more than there is.
-        let size = if wanted.size.is_none() && wanted.min.is_none() { asked.min(free) } else { asked }
-            & !(PAGE.wrapping_sub(1));
+        let size = if wanted.is_explicit() { asked } else { asked.min(free) } & !(PAGE.wrapping_sub(1));
         if size > free {
             return Err(PlanError::TooMuch { wanted: size, free });
         }
@@ -187,10 +221,24 @@ impl Share {
         if !host.trampoline.is_empty() {
             map.mark(pages_of(&host.trampoline), RegionKind::Reserved)?;
         }
-        Ok(Share { ram, map, size, limit: wanted.limit(unbound) })
+        let given = Given { bytes: size, option: "dom0_mem" };
+        Ok(Share { ram, map, given, limit: wanted.limit(unbound) })
     }
 
-    /// Finds a place for everything that Dom0 starts with, and marks the ACPI tables in its map.
+    /// Gives another domain than Dom0 `bytes` of RAM, whole pages.
+    pub fn of_size(bytes: u64) -> Result<Share, PlanError> {
+        let below = bytes.min(HOLE.start);
+        let above = bytes.saturating_sub(below);
+        let parts = [0..below, HOLE.end..HOLE.end.saturating_add(above)];
+        let map = Map::new(&parts.map(|range| Region::new(range, RegionKind::Ram)))?;
+        let mut ram = RangeSet::new();
+        for range in map.of(RegionKind::Ram) {
+            ram.insert(range)?;
+        }
+        Ok(Share { ram, map, given: Given { bytes, option: "memory" }, limit: None })
+    }
+
+    /// Finds a place for everything that the domain starts with, and marks the ACPI tables in its map.
     pub fn place(&mut self, contents: &Contents<'_>) -> Result<Placement, PlanError> {
         let mut room = self.ram.clone();
         for busy in contents.busy {
@@ -209,7 +257,7 @@ impl Share {
         if let Some(initrd) = &stays {
             room.remove(pages_of(initrd))?;
         }
-        let no_room = |what, need| PlanError::NoRoom { what, need, size: self.size };
+        let no_room = |what, need| PlanError::NoRoom { what, need, given: self.given };
 
         let acpi = highest(&room, contents.acpi, BELOW_4G).ok_or(no_room("its ACPI tables", contents.acpi))?;
         let acpi = pages_of(&acpi);
@@ -245,7 +293,7 @@ impl Share {
             }
             let at = first_outside(&linked, room);
             let is = self.map.regions().iter().find(|r| r.range().contains(&at)).map(|r| r.kind);
-            return Err(PlanError::FixedKernel { start: linked.start, end: linked.end, at, is, size: self.size });
+            return Err(PlanError::FixedKernel { start: linked.start, end: linked.end, at, is, given: self.given });
         };
 
         let mut clear = room.clone();
@@ -260,7 +308,7 @@ impl Share {
                 && room.contains_range(pages_of(&linked));
             if here { Some(linked.clone()) } else { lowest(room, need, relocation.align.max(PAGE), bounds.clone()) }
         };
-        fits(&clear).or_else(|| fits(room)).ok_or(PlanError::RelocatableKernel { need, relocation, size: self.size })
+        fits(&clear).or_else(|| fits(room)).ok_or(PlanError::RelocatableKernel { need, relocation, given: self.given })
     }
 }
 
@@ -349,7 +397,7 @@ mod tests {
     #[test]
     fn dom0_gets_to_the_page_what_it_was_given_from_the_bottom_up() {
         let share = choose(8, "512M").unwrap();
-        assert_eq!((share.size, share.ram.count()), (512 * MIB, 512 * MIB));
+        assert_eq!((share.given.bytes, share.ram.count()), (512 * MIB, 512 * MIB));
         let ranges: Vec<_> = share.ram.iter().collect();
         assert_eq!(ranges[..2], [0..0x8000, 0x9000..0x9f000]);
         assert_eq!(ranges[2], MIB..CORTEN.start);
@@ -371,7 +419,7 @@ mod tests {
         assert_eq!(kind(0xfec0_0000), Some(Reserved));
         assert_eq!(kind(6 * GIB), Some(Unusable));
         let ram: u64 = share.map.of(Ram).map(|r| r.end - r.start).sum();
-        assert_eq!(ram, share.size);
+        assert_eq!(ram, share.given.bytes);
     }
 
     #[test]
@@ -379,7 +427,7 @@ mod tests {
         let share = choose(8, "").unwrap();
         let all: u64 = Map::new(&pc(8)).unwrap().of(Ram).map(|r| r.end - r.start).sum();
         let kept = CORTEN.end - CORTEN.start + PAGE;
-        assert_eq!(share.size, all - kept - 128 * MIB);
+        assert_eq!(share.given.bytes, all - kept - 128 * MIB);
         assert_eq!(share.limit, None);
         assert_eq!(choose(8, "1G,max:2G").unwrap().limit, Some(2 * GIB));
     }
@@ -390,6 +438,27 @@ mod tests {
         assert_eq!(error.to_string(), "dom0_mem=64 GiB: the machine has 7.9 GiB free; lower it");
         assert_eq!(choose(8, "-64G").unwrap_err(), PlanError::Nothing);
         assert!(matches!(choose(8, "100%"), Err(PlanError::TooMuch { .. })));
+    }
+
+    #[test]
+    fn other_domains_may_take_what_dom0_leaves() {
+        let map = pc(8);
+        let host = Host { map: &map, kept: &[CORTEN], trampoline: TRAMPOLINE, headroom: 8 * MIB };
+        let beside = |text: &str| {
+            let mut option = Dom0Mem::default();
+            if !text.is_empty() {
+                option.parse(text).unwrap();
+            }
+            host.beside_dom0(&option).unwrap()
+        };
+        let all = host.spare(&Map::new(&map).unwrap()).unwrap().count() - 8 * MIB;
+        assert_eq!(beside("2G").0, all - 2 * GIB);
+        assert_eq!(beside("").0, all - SMALL_DOM0);
+        assert_eq!(beside("64G").0, 0);
+        // Dom0 gets no less because others took theirs first.
+        let (left, fixed) = beside("-1G,max:-1G");
+        assert_eq!(left, GIB - 8 * MIB);
+        assert_eq!((fixed.start(0), fixed.limit(0)), (all + 8 * MIB - GIB, Some(all + 8 * MIB - GIB)));
     }
 
     #[test]
@@ -458,6 +527,33 @@ mod tests {
         let contents = Contents { initrd: 480 * MIB, initrd_parts: &parts, ..linux_6_1() };
         let error = choose(4, "512M").unwrap().place(&contents).unwrap_err();
         assert!(error.to_string().contains("initrd") && error.to_string().contains("480 MiB"), "{error}");
+    }
+
+    #[test]
+    fn another_domain_has_ram_from_0_on_and_a_hole_below_4_gib() {
+        let ranges = |bytes| Share::of_size(bytes).unwrap().ram.iter().collect::<Vec<_>>();
+        assert_eq!(ranges(64 * MIB), [0..64 * MIB]);
+        assert_eq!(ranges(0xf000_0000), [0..0xf000_0000]);
+        assert_eq!(ranges(5 * GIB), [0..0xf000_0000, 4 * GIB..5 * GIB + 0x1000_0000]);
+        let mut share = Share::of_size(5 * GIB).unwrap();
+        let placed = share.place(&Contents { initrd: 0x123_4567, ..linux_6_12() }).unwrap();
+        assert_eq!((placed.kernel.start, placed.acpi.end), (0x100_0000, 0xf000_0000));
+        assert_eq!(placed.start_info.start, MIB);
+        let initrd = placed.initrd.unwrap();
+        assert!(!placed.initrd_in_place && initrd.end <= placed.acpi.start);
+        let kinds: Vec<_> = share.map.regions().iter().map(|region| (region.start, region.kind)).collect();
+        assert_eq!(kinds, [(0, Ram), (placed.acpi.start, AcpiReclaim), (4 * GIB, Ram)]);
+    }
+
+    #[test]
+    fn a_domain_that_is_too_small_for_its_kernel_is_told_so_by_its_own_option() {
+        let error = Share::of_size(32 * MIB).unwrap().place(&linux_6_12()).unwrap_err().to_string();
+        assert!(
+            error.contains("kernel: no room for 50 MiB") && error.ends_with("the domain's 32 MiB; raise memory"),
+            "{error}"
+        );
+        let error = Share::of_size(32 * MIB).unwrap().place(&linux_6_1()).unwrap_err().to_string();
+        assert!(error.contains("no memory; raise memory or"), "{error}");
     }
 
     prop_compose! {

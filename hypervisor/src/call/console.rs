@@ -1,9 +1,10 @@
-//! CONSOLEIO: Dom0's own console on Corten's.
+//! CONSOLEIO: Dom0's own console on Corten's, and the debug consoles of other domains, which are for writing only.
 
 use xen_abi::console::{CONSOLEIO_READ, CONSOLEIO_WRITE};
 use xen_abi::errno::Errno;
 use xen_abi::handle::GuestHandle;
 
+use crate::console;
 use crate::hypercall::{Arguments, Caller, Outcome};
 use crate::machine::Machine;
 
@@ -28,6 +29,7 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
             Ok(Outcome::Continue([command, rest.into(), next.address(), fourth, fifth]))
         }
         CONSOLEIO_READ => {
+            caller.require_control()?;
             // What is returned may not look like an error.
             if count > i32::MAX as u32 {
                 return Err(Errno::E2BIG);
@@ -46,7 +48,7 @@ fn write<M: Machine>(caller: &mut Caller<'_, M>, buffer: GuestHandle<u8>, count:
         let piece = piece.get_mut(..length as usize).ok_or(Errno::EINVAL)?;
         let from = buffer.byte_add(done.into()).ok_or(Errno::EFAULT)?;
         caller.read_bytes(from.address(), piece)?;
-        caller.system.machine.console_write(caller.domain, piece);
+        console::write(&caller.system.machine, caller.domain, piece);
         done = done.saturating_add(length);
     }
     Ok(())
@@ -106,13 +108,16 @@ mod tests {
     }
 
     #[test]
-    fn the_console_is_dom0s() {
+    fn another_domain_may_write_lines_but_has_no_input() {
         let dom0 = dom0();
         let mut guest = Running::new(dom0.system, &fake::add_domain(dom0.system, 5, 16));
-        for command in [CONSOLEIO_WRITE, CONSOLEIO_READ, 2] {
-            assert_eq!(guest.call(CONSOLE_IO, &[command.into(), 1, page(1)]).0, Errno::EPERM.as_return());
+        guest.poke(page(1), b"two\nlines\n");
+        assert_eq!(guest.call(CONSOLE_IO, &[CONSOLEIO_WRITE.into(), 10, page(1)]).0, 0);
+        assert_eq!(*dom0.system.machine.lines.lock().unwrap(), ["two", "lines"]);
+        assert!(dom0.system.machine.written.lock().unwrap().is_empty());
+        assert_eq!(guest.call(CONSOLE_IO, &[CONSOLEIO_READ.into(), 1, page(1)]).0, Errno::EPERM.as_return());
+        for mut running in [dom0, guest] {
+            assert_eq!(running.call(CONSOLE_IO, &[2, 0, 0]).0, Errno::ENOSYS.as_return());
         }
-        let mut dom0 = dom0;
-        assert_eq!(dom0.call(CONSOLE_IO, &[2, 0, 0]).0, Errno::ENOSYS.as_return());
     }
 }

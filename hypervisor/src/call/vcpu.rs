@@ -3,18 +3,17 @@
 use mm::addr::{Gfn, GuestPhys};
 use sched::Nanos;
 use xen_abi::errno::Errno;
-use xen_abi::sched::SHUTDOWN_POWEROFF;
 use xen_abi::types::VcpuId;
 use xen_abi::vcpu::*;
 
 use crate::area::Area;
-use crate::domain::{Domain, shut_down};
+use crate::domain::{Domain, take_down};
 use crate::event;
 use crate::hypercall::{Arguments, Caller};
 use crate::machine::{Access, Machine, Width};
 use crate::runstate::GuestArea;
 use crate::timer;
-use crate::vcpu::{Vcpu, hold};
+use crate::vcpu::Vcpu;
 use crate::wallclock;
 
 #[cfg(test)]
@@ -84,16 +83,9 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
             let info = runstate_info(vcpu, system.machine.now());
             caller.write_arg(caller.handle(argument), &info)?;
         }
-        VCPUOP_IS_UP => return Ok(u64::from(is_up(vcpu))),
+        VCPUOP_IS_UP => return Ok(u64::from(vcpu.is_up())),
         VCPUOP_UP => system.machine.set_online(domain, vcpu, true)?,
-        VCPUOP_DOWN => {
-            // Without its last vCPU a domain is off.
-            if domain.vcpus.iter().all(|other| other.id == vcpu.id || !is_up(other)) {
-                shut_down(system, domain, SHUTDOWN_POWEROFF as u8);
-            } else {
-                system.machine.set_online(domain, vcpu, false)?;
-            }
-        }
+        VCPUOP_DOWN => take_down(system, domain, vcpu)?,
         VCPUOP_SEND_NMI => {
             if argument != 0 {
                 return Err(Errno::EINVAL);
@@ -118,10 +110,6 @@ pub fn set_timer_op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments
     caller.vcpu.set_singleshot((at != 0).then(|| timer::deadline(at)));
     timer::set(caller.system, caller.domain, caller.vcpu);
     Ok(0)
-}
-
-fn is_up<M: Machine>(vcpu: &Vcpu<M>) -> bool {
-    vcpu.holds() & hold::OFFLINE == 0
 }
 
 /// A vCPU sets its own single-shot timer only.

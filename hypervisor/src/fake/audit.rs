@@ -12,7 +12,7 @@ use mm::{FrameKind, FrameState};
 use super::Fake;
 use crate::domain::Domain;
 use crate::system::System;
-use crate::{event, grant, physmap};
+use crate::teardown::Teardown;
 
 /// Frames that are neither free nor on their way, by what the frame table says.
 pub fn frames_in_use(system: &System<Fake>) -> impl Iterator<Item = (Mfn, FrameState)> + '_ {
@@ -55,12 +55,8 @@ pub fn check_address_space(system: &System<Fake>, domain: &Domain<Fake>) {
 /// Takes a domain down as a toolstack does, while others live on.
 pub fn destroy(system: &System<Fake>, domain: Arc<Domain<Fake>>) {
     system.remove(domain.id);
-    while !event::close_all(system, &domain, 64) {}
-    while !physmap::relinquish(system, &domain, 64) {}
-    let mut next = Some(0);
-    while let Some(from) = next {
-        next = grant::map::release_all(&domain.grants, from, 16);
-    }
+    let mut teardown = Teardown::default();
+    while !teardown.step(system, &domain) {}
     let parked = |state: FrameState| state.owner() == domain.id && state.kind() == FrameKind::Parked;
     for (mfn, _) in frames_in_use(system).filter(|(_, state)| parked(*state)).collect::<Vec<_>>() {
         system.memory.abandon(mfn, domain.id).unwrap();

@@ -4,6 +4,7 @@ use core::sync::atomic::Ordering;
 
 use xen_abi::event::{BindVirq, EVTCHNOP_BIND_VIRQ, VIRQ_TIMER};
 use xen_abi::numbers::{EVENT_CHANNEL_OP, SET_TIMER_OP, VCPU_OP};
+use xen_abi::sched::SHUTDOWN_POWEROFF;
 use xen_abi::types::{DomainId, Port};
 use xen_abi::x86::VcpuTimeInfo;
 use zerocopy::{FromBytes, Immutable, IntoBytes};

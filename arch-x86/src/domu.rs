@@ -1,0 +1,123 @@
+//! A domain beside Dom0 that is made at boot, without a toolstack: memory of its own, vCPUs, event channels and grants, but no devices.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+
+use hypervisor::build::dom0_mem::Size;
+use hypervisor::build::memory::Populated;
+use hypervisor::build::plan::Share;
+use hypervisor::build::pvh::VcpuStart;
+use hypervisor::build::spec::Spec;
+use hypervisor::domain::{Domain, Privilege};
+use hypervisor::system::System;
+use mm::P2m;
+use xen_abi::types::DomainId;
+use xen_abi::x86::XEN_CPUID_TSC_MODE_DEFAULT;
+
+use crate::acpi;
+use crate::construct::{self, Beginning, Plan};
+use crate::devices::Devices;
+use crate::machine::X86;
+use crate::startup::Ready;
+use crate::vdev::ports::Ports;
+use crate::vdev::vioapic::IoApics;
+
+/// Event channels are numbered up to here, as libxl has it for domains that are not told otherwise.
+const MOST_PORTS: u32 = 1023;
+
+/// What a domain takes beside its memory: tables for it, a 512th at the worst, and what the host notes of it and of each vCPU.
+const OVERHEAD_SHIFT: u32 = 9;
+const OVERHEAD: u64 = 512 << 10;
+const OVERHEAD_A_VCPU: u64 = 64 << 10;
+
+/// What the user wants.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a, 'm> {
+    pub spec: Spec<'a>,
+    pub kernel: &'m [u8],
+    pub initrds: &'m [&'m [u8]],
+}
+
+/// A domain that nobody knows of yet.
+pub struct Built<'a> {
+    spec: Spec<'a>,
+    domain: Arc<Domain<X86>>,
+    start: VcpuStart,
+}
+
+/// Builds a domain with memory that is free, of which it may take `room` bytes. The error is one line for the user; nothing is left behind then.
+pub fn build<'a>(
+    system: &'static System<X86>,
+    ready: &Ready,
+    id: DomainId,
+    wanted: &Wanted<'a, '_>,
+    room: u64,
+) -> Result<Built<'a>, String> {
+    let spec = wanted.spec;
+    build_unnamed(system, ready, id, wanted, room).map_err(|why| format!("domain {}: {why}; left out", spec.name))
+}
+
+fn build_unnamed<'a>(
+    system: &'static System<X86>,
+    ready: &Ready,
+    id: DomainId,
+    wanted: &Wanted<'a, '_>,
+    room: u64,
+) -> Result<Built<'a>, String> {
+    let spec = wanted.spec;
+    let overhead = (spec.memory >> OVERHEAD_SHIFT) + OVERHEAD + u64::from(spec.vcpus) * OVERHEAD_A_VCPU;
+    if spec.memory.saturating_add(overhead) > room {
+        let left = Size(room.saturating_sub(overhead));
+        return Err(format!("memory={}: Dom0 and others leave {left}; lower it, or dom0_mem", Size(spec.memory)));
+    }
+    let image = construct::unpack(wanted.kernel)?;
+    let kernel = construct::parse(&image)?;
+    let mut share = Share::of_size(spec.memory).map_err(|why| why.to_string())?;
+    let tables = |base| acpi::guest::build(spec.vcpus, base);
+    let placed = Beginning {
+        kernel: &kernel,
+        initrds: wanted.initrds,
+        initrd_parts: &[],
+        busy: &[],
+        cmdline: spec.cmdline,
+        flags: 0,
+        acpi: &tables,
+    }
+    .place(&mut share)?;
+    let p2m = P2m::new(ready.engine.format(), system.memory, id).map_err(|why| format!("its page tables: {why:?}"))?;
+    let mut memory = Populated::new(p2m, &share.ram)
+        .map_err(|why| format!("memory={}: there is not as much free ({why:?}); lower it", Size(spec.memory)))?;
+    let start = placed.write(&mut memory, &share)?;
+
+    let io_apics = IoApics::new(&[]).map_err(|why| format!("its I/O APICs: {why:?}"))?;
+    let plan = Plan {
+        id,
+        privilege: Privilege::Guest,
+        name: String::from(spec.name),
+        vcpus: spec.vcpus,
+        tsc_mode: XEN_CPUID_TSC_MODE_DEFAULT,
+        most_ports: MOST_PORTS,
+        devices: Devices::new(io_apics, Ports::guest(), None, None),
+        share,
+    };
+    let root = memory.p2m().map_err(|why| format!("its memory: {why:?}"))?.root();
+    let domain = construct::assemble(system, ready, plan, root, move || memory.into_p2m())?;
+    Ok(Built { spec, domain: Arc::new(domain), start })
+}
+
+impl Built<'_> {
+    /// Lets it run. The error is one line for the user.
+    pub fn start(self, system: &'static System<X86>) -> Result<(), String> {
+        let Spec { name, memory, vcpus, terms, .. } = self.spec;
+        construct::start(system, &self.domain, &self.start, terms).map_err(|why| format!("domain {name}: {why}"))?;
+        log::info!(
+            target: "domain",
+            "{name} (domain {}) starts with {} of memory and {vcpus} vCPU{}",
+            self.domain.id.0,
+            Size(memory),
+            if vcpus == 1 { "" } else { "s" },
+        );
+        Ok(())
+    }
+}
