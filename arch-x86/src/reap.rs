@@ -25,10 +25,10 @@ pub fn note() {
     PENDING.store(true, Ordering::Release);
 }
 
-/// Does a part of what there is to do.
-pub fn some(system: &'static System<X86>) {
+/// Does a part of what there is to do. True if there is more, and this CPU may go on with it.
+pub fn some(system: &'static System<X86>) -> bool {
     if !PENDING.load(Ordering::Acquire) || BUSY.swap(true, Ordering::Acquire) {
-        return;
+        return false;
     }
     let begun = CURRENT.lock().take();
     if let Some((domain, mut teardown)) = begun.or_else(|| next(system)) {
@@ -40,6 +40,7 @@ pub fn some(system: &'static System<X86>) {
         }
     }
     BUSY.store(false, Ordering::Release);
+    PENDING.load(Ordering::Acquire)
 }
 
 /// A domain that has stopped, taken off the list.

@@ -90,9 +90,11 @@ fn idle(system: &'static System<X86>, cpu: &'static PerCpu) {
     if (system.machine.hooks.console_poll)() {
         interrupt::console_input(system);
     }
-    reap::some(system);
+    let busy = reap::some(system);
     system.memory.scrub_some(1);
-    if !cpu.must_reschedule() && !cpu.is_to_give_up() {
+    if busy {
+        host::take_interrupts();
+    } else if !cpu.must_reschedule() && !cpu.is_to_give_up() {
         host::wait_for_interrupt();
     }
 }
