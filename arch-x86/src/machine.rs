@@ -30,9 +30,6 @@ pub const GUEST_CONSOLE: &str = "guest console";
 /// Guests' local-APIC ids are this many times the vCPU's number, as Xen has it.
 pub const APIC_IDS_A_VCPU: u32 = 2;
 
-/// vCPUs that a domain can have, as for a HVM domain on Xen: so many have an id of eight bits.
-pub const MAX_VCPUS: u32 = 128;
-
 /// What `boot` provides: the console, and how to stop.
 #[derive(Clone, Copy)]
 pub struct Hooks {

@@ -201,7 +201,7 @@ fn is_initrd(module: &Module) -> bool {
 
 /// As many vCPUs as CPUs, within what the user says and what there can be.
 fn vcpus(wanted: Option<VcpuCount>) -> u32 {
-    let (cpus, most) = (percpu::count(), machine::MAX_VCPUS);
+    let (cpus, most) = (percpu::count(), spec::MOST_VCPUS);
     let count = wanted.map_or(cpus, |count| count.of(cpus));
     if count > most {
         log::warn!(target: "dom0", "{count} vCPUs are wanted (dom0_max_vcpus, or one a CPU); a domain has at most {most}, and Dom0 gets these");
