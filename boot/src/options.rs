@@ -679,5 +679,10 @@ mod tests {
         assert_eq!(clean("dom0_max_vcpus=-2").dom0_max_vcpus, Some(VcpuCount { least: 1, most: 2 }));
         assert_eq!(clean("dom0_max_vcpus=2-").dom0_max_vcpus, Some(VcpuCount { least: 2, most: u32::MAX }));
         assert_eq!(clean("dom0_max_vcpus=3").dom0_max_vcpus, Some(VcpuCount { least: 3, most: 3 }));
+        let of = |text: &'static str, cpus| clean(text).dom0_max_vcpus.map(|count| count.of(cpus));
+        assert_eq!([1, 3, 8].map(|cpus| of("dom0_max_vcpus=2-4", cpus)), [Some(2), Some(3), Some(4)]);
+        assert_eq!(of("dom0_max_vcpus=6", 4), Some(6));
+        assert_eq!([0, 1, 16].map(|most| clean(&format!("maxcpus={most}")).max_cpus), [Some(1), Some(1), Some(16)]);
+        assert_eq!(clean("nosmp").max_cpus, Some(1));
     }
 }
