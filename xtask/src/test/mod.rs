@@ -4,6 +4,7 @@ mod case;
 mod costs;
 mod debian;
 mod devices;
+mod domains;
 mod guests;
 mod host;
 mod refusals;
@@ -74,6 +75,7 @@ fn cases() -> Vec<Case> {
     cases.push(sizes::case());
     cases.extend(debian::cases());
     cases.extend(devices::cases());
+    cases.extend(domains::cases());
     cases
 }
 
