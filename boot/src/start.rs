@@ -85,21 +85,23 @@ fn bring_up(start: &Start) -> Result<&'static System<X86>, String> {
     // Their memory is taken from the top, and their modules are free again, before Dom0 takes what it is to have.
     let others = build_others(system, &ready, info, &modules.domains, &mut dom0)?;
     let domain = dom0::build(system, &platform, &ready, dom0)?;
-    let free = memory.free_frames() << 2;
-    let ram: u64 = info.memory_map.iter().filter(|region| region.kind == BootKind::Ram).map(BootRegion::len).sum();
-    let own = (ram >> 10).saturating_sub((domain.pages.load(Ordering::Relaxed) << 2) + free);
-    log::info!(
-        target: "dom0",
-        "starts with {} vCPU{}; {free} KiB are free, {own} KiB Corten's own",
-        domain.vcpus.len(),
-        if domain.vcpus.len() == 1 { "" } else { "s" },
-    );
     debug_assert!(domain.vcpu(VcpuId(0)).is_some());
     for other in others {
         if let Err(why) = other.start(system) {
             log::error!(target: "domain", "{why}");
         }
     }
+    let free = memory.free_frames() << 2;
+    let ram: u64 = info.memory_map.iter().filter(|region| region.kind == BootKind::Ram).map(BootRegion::len).sum();
+    let mut given = 0;
+    system.for_each(|domain| given += domain.pages.load(Ordering::Relaxed) << 2);
+    let own = (ram >> 10).saturating_sub(given + free);
+    log::info!(
+        target: "dom0",
+        "starts with {} vCPU{}; {free} KiB are free, {own} KiB Corten's own",
+        domain.vcpus.len(),
+        if domain.vcpus.len() == 1 { "" } else { "s" },
+    );
     smp::release();
     Ok(system)
 }

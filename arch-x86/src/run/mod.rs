@@ -70,7 +70,7 @@ pub fn forever(system: &'static System<X86>) -> ! {
             loaded = Loaded::load(system, cpu, key);
         }
         match &mut loaded {
-            Some(current) => current.run(system, cpu),
+            Some(current) => current.run(system, cpu, now),
             None => cpu.rest(key, Rest::Offline),
         }
     }
@@ -146,26 +146,28 @@ impl Loaded {
         }
     }
 
-    /// Runs the vCPU until it blocks or gives way.
-    fn run(&mut self, system: &'static System<X86>, cpu: &'static PerCpu) {
+    /// Runs the vCPU until it blocks or gives way. It counts as running from `decided` on: the time that it takes to get there is its own, as it is
+    /// for the scheduler.
+    fn run(&mut self, system: &'static System<X86>, cpu: &'static PerCpu, decided: Nanos) {
         let Some(vcpu) = self.resident.vcpu() else { return };
         let domain = &*self.resident.domain;
         let mut running = Running { system, cpu, resident: &self.resident, domain, vcpu, context: &mut self.context };
-        enter_state(system, vcpu, State::Running);
+        enter_state(vcpu, State::Running, decided);
         vcpu.machine.presence.begin();
         cpu.passage.begin();
         running.enter_until_it_stops();
         cpu.passage.end();
         vcpu.machine.presence.end();
+        let now = system.machine.now();
         if vcpu.is_runnable() {
-            enter_state(system, vcpu, State::Runnable);
+            enter_state(vcpu, State::Runnable, now);
         } else {
             let (state, why) = match vcpu.holds() {
                 holds if holds & hold::OFFLINE != 0 => (State::Offline, Rest::Offline),
                 holds if holds & hold::PAUSED != 0 => (State::Offline, Rest::Paused),
                 _ => (State::Blocked, Rest::Blocked),
             };
-            enter_state(system, vcpu, state);
+            enter_state(vcpu, state, now);
             cpu.rest(self.key, why);
             // A wake-up between the look and the block is not lost.
             if vcpu.is_runnable() || vcpu.machine.inbox.startup_pending() {
@@ -191,8 +193,7 @@ fn registers(vcpu: &Vcpu<X86>) -> Box<Context> {
     }
 }
 
-fn enter_state(system: &System<X86>, vcpu: &Vcpu<X86>, state: State) {
-    let now = system.machine.now();
+fn enter_state(vcpu: &Vcpu<X86>, state: State, now: Nanos) {
     let mut runstate = vcpu.runstate.lock();
     if runstate.state() != state {
         runstate.enter(state, now);
