@@ -1,8 +1,6 @@
 #!/bin/busybox sh
 # What must hold in Dom0 once it is up. Lines `CHECK name ok` or `CHECK name FAIL: why`.
-check() { # name, value, why
-    if [ "$2" = yes ]; then echo "CHECK $1 ok"; else echo "CHECK $1 FAIL: $3"; fi
-}
+. /scripts/lib
 has() { grep -q "$1" "$2" && echo yes || echo no; }
 
 type=$(cat /sys/hypervisor/type)

@@ -2,9 +2,7 @@
 # Every disk and network card at once. Each disk gets 64 MiB of its own and gives them back; through each card 16 MiB come from the
 # host, and go back to it, where they are compared. On the command line: corten.net=DRIVER:NETWORK:FROM:TO,…, where NETWORK is the
 # first three bytes of its addresses (the host is .2), and FROM and TO are the host's TCP ports.
-check() { # name, value, why
-    if [ "$2" = yes ]; then echo "CHECK $1 ok"; else echo "CHECK $1 FAIL: $3"; fi
-}
+. /scripts/lib
 
 # 1 MiB without repetition, behind a line that says whose it is.
 seq -w 1000000 9999999 | head -c 1048544 >/tmp/block

@@ -1,8 +1,6 @@
 #!/bin/busybox sh
 # An ext4 file system on the machine's first disk. The first boot writes 8 MiB and reboots; the second reads them again.
-check() { # name, value, why
-    if [ "$2" = yes ]; then echo "CHECK $1 ok"; else echo "CHECK $1 FAIL: $3"; fi
-}
+. /scripts/lib
 tries=0
 while [ ! -b /dev/sda ] && [ $tries -lt 30 ]; do sleep 1; tries=$((tries + 1)); done
 mount -t ext4 /dev/sda /mnt

@@ -1,8 +1,6 @@
 #!/bin/busybox sh
 # What must hold with several CPUs. On the kernel's command line: corten.cpus=N, corten.seconds=S of load on all of them.
-check() { # name, value, why
-    if [ "$2" = yes ]; then echo "CHECK $1 ok"; else echo "CHECK $1 FAIL: $3"; fi
-}
+. /scripts/lib
 for word in $(cat /proc/cmdline); do
     case $word in
     corten.cpus=*) cpus=${word#corten.cpus=} ;;

@@ -4,7 +4,8 @@ use crate::hypercall;
 use core::sync::atomic::{AtomicU64, Ordering};
 use xen_abi::handle::GuestHandle;
 use xen_abi::memory::{
-    AddToPhysmap, E820_RAM, E820Entry, MemoryMap, XENMAPSPACE_SHARED_INFO, XENMEM_ADD_TO_PHYSMAP, XENMEM_MEMORY_MAP,
+    AddToPhysmap, E820_RAM, E820Entry, MemoryMap, MemoryReservation, XENMAPSPACE_SHARED_INFO, XENMEM_ADD_TO_PHYSMAP,
+    XENMEM_MEMORY_MAP,
 };
 use xen_abi::numbers;
 use xen_abi::types::DomainId;
@@ -33,6 +34,19 @@ pub fn gfn(address: u64) -> u64 {
 pub fn add_to_physmap(space: u32, idx: u64, gpfn: u64) -> i64 {
     let mut argument = AddToPhysmap { domid: DomainId::SELF, size: 0, space, idx, gpfn };
     hypercall::op(numbers::MEMORY_OP, XENMEM_ADD_TO_PHYSMAP, &mut argument)
+}
+
+/// XENMEM_populate_physmap and its like for blocks of `2^extent_order` pages of the guest's own.
+#[inline]
+pub fn reserve(operation: u32, gfns: &[u64], extent_order: u32) -> i64 {
+    let mut argument = MemoryReservation {
+        extent_start: GuestHandle::new(gfns.as_ptr() as u64),
+        nr_extents: gfns.len() as u64,
+        extent_order,
+        domid: DomainId::SELF,
+        ..Default::default()
+    };
+    hypercall::op(numbers::MEMORY_OP, operation, &mut argument)
 }
 
 /// The address of the shared page, which is mapped the first time over a page of the guest's own.

@@ -3,14 +3,12 @@
 #![no_std]
 #![no_main]
 
-use tests_qemu::hypercall::{call, op};
+use tests_qemu::hypercall::call;
 use tests_qemu::measure::{path, path_after, path_to_handler, report};
 use tests_qemu::tests::Tests;
 use tests_qemu::{apic, cpu, memory, probe};
-use xen_abi::handle::GuestHandle;
-use xen_abi::memory::{MemoryReservation, XENMEM_DECREASE_RESERVATION};
+use xen_abi::memory::XENMEM_DECREASE_RESERVATION;
 use xen_abi::numbers::*;
-use xen_abi::types::DomainId;
 
 tests_qemu::guest!(main);
 
@@ -60,13 +58,7 @@ fn main(t: &mut Tests) {
     );
     let hole = memory::spare_ram();
     let gfns = [memory::gfn(hole)];
-    let mut decrease = MemoryReservation {
-        extent_start: GuestHandle::new(gfns.as_ptr() as u64),
-        nr_extents: 1,
-        domid: DomainId::SELF,
-        ..Default::default()
-    };
-    t.returns("making a hole", op(MEMORY_OP, XENMEM_DECREASE_RESERVATION, &mut decrease), 1);
+    t.returns("making a hole", memory::reserve(XENMEM_DECREASE_RESERVATION, &gfns, 0), 1);
     path("p2m-hole", || {
         cpu::read32(hole);
     });

@@ -5,55 +5,43 @@
 
 use core::cell::Cell;
 use tests_qemu::cpu;
-use tests_qemu::hypercall::{grant_op, op};
+use tests_qemu::hypercall::grant_op;
 use tests_qemu::measure::path_after;
-use tests_qemu::memory::{self, add_to_physmap, gfn};
+use tests_qemu::memory::{self, add_to_physmap, gfn, reserve};
 use tests_qemu::tests::Tests;
 use xen_abi::grant::*;
-use xen_abi::handle::GuestHandle;
 use xen_abi::memory::*;
-use xen_abi::numbers::MEMORY_OP;
 use xen_abi::types::{DomainId, GrantRef};
 
 tests_qemu::guest!(main);
 
-fn reserve(operation: u32, gfns: &[u64]) -> i64 {
-    let mut argument = MemoryReservation {
-        extent_start: GuestHandle::new(gfns.as_ptr() as u64),
-        nr_extents: gfns.len() as u64,
-        domid: DomainId::SELF,
-        ..Default::default()
-    };
-    op(MEMORY_OP, operation, &mut argument)
-}
-
 fn main(t: &mut Tests) {
     let page = [gfn(memory::spare_ram())];
     // The first one splits a large page.
-    reserve(XENMEM_DECREASE_RESERVATION, &page);
-    reserve(XENMEM_POPULATE_PHYSMAP, &page);
+    reserve(XENMEM_DECREASE_RESERVATION, &page, 0);
+    reserve(XENMEM_POPULATE_PHYSMAP, &page, 0);
     let mut done = 0;
     path_after(
         "decrease-reservation",
         || {
-            reserve(XENMEM_POPULATE_PHYSMAP, &page);
+            reserve(XENMEM_POPULATE_PHYSMAP, &page, 0);
         },
         || {
-            done += reserve(XENMEM_DECREASE_RESERVATION, &page);
+            done += reserve(XENMEM_DECREASE_RESERVATION, &page, 0);
         },
     );
     path_after(
         "populate",
         || {
-            reserve(XENMEM_DECREASE_RESERVATION, &page);
+            reserve(XENMEM_DECREASE_RESERVATION, &page, 0);
         },
         || {
-            done += reserve(XENMEM_POPULATE_PHYSMAP, &page);
+            done += reserve(XENMEM_POPULATE_PHYSMAP, &page, 0);
         },
     );
     t.equal("every page went and came", done, 100);
     let places = [gfn(memory::spare_ram()) + 1, gfn(memory::spare_ram()) + 2];
-    reserve(XENMEM_DECREASE_RESERVATION, &places);
+    reserve(XENMEM_DECREASE_RESERVATION, &places, 0);
     let (next, mut failed) = (Cell::new(0), 0);
     path_after(
         "add-to-physmap",
@@ -75,7 +63,7 @@ fn grants(t: &mut Tests) {
     // Xen takes a page that its owner maps away from where it was: a new page for each round.
     let pages = gfn(memory::spare_ram()) + 1024;
     let hole = memory::spare_ram();
-    reserve(XENMEM_DECREASE_RESERVATION, &[gfn(hole)]);
+    reserve(XENMEM_DECREASE_RESERVATION, &[gfn(hole)], 0);
     let mut round = 0;
     let mut grant = || {
         cpu::write32(table + REF * 8 + 4, (pages + round) as u32);

@@ -4,14 +4,12 @@
 #![no_main]
 
 use core::sync::atomic::{AtomicU16, Ordering};
-use tests_qemu::hypercall::{grant_op, op};
-use tests_qemu::memory::{self, add_to_physmap, gfn};
+use tests_qemu::hypercall::grant_op;
+use tests_qemu::memory::{self, add_to_physmap, gfn, reserve};
 use tests_qemu::tests::Tests;
 use tests_qemu::{cpu, say};
 use xen_abi::grant::*;
-use xen_abi::handle::GuestHandle;
-use xen_abi::memory::{MemoryReservation, XENMAPSPACE_GRANT_TABLE, XENMEM_DECREASE_RESERVATION};
-use xen_abi::numbers::MEMORY_OP;
+use xen_abi::memory::{XENMAPSPACE_GRANT_TABLE, XENMEM_DECREASE_RESERVATION};
 use xen_abi::types::{DomainId, GrantRef};
 
 tests_qemu::guest!(main);
@@ -70,13 +68,7 @@ fn main(t: &mut Tests) {
     let table = Table { entries: memory::page(), hole: memory::spare_ram() };
     t.returns("placing the table", add_to_physmap(XENMAPSPACE_GRANT_TABLE, 0, gfn(table.entries)), 0);
     let hole = [gfn(table.hole)];
-    let mut decrease = MemoryReservation {
-        extent_start: GuestHandle::new(hole.as_ptr() as u64),
-        nr_extents: 1,
-        domid: DomainId::SELF,
-        ..Default::default()
-    };
-    t.returns("making room for mappings", op(MEMORY_OP, XENMEM_DECREASE_RESERVATION, &mut decrease), 1);
+    t.returns("making room for mappings", reserve(XENMEM_DECREASE_RESERVATION, &hole, 0), 1);
     mapping(t, &table);
     refusals(t, &table);
     copying(t, &table);

@@ -4,7 +4,7 @@
 #![no_main]
 
 use tests_qemu::hypercall::{call, op};
-use tests_qemu::memory::{self, add_to_physmap, gfn};
+use tests_qemu::memory::{self, add_to_physmap, gfn, reserve};
 use tests_qemu::tests::Tests;
 use tests_qemu::{cpu, say};
 use xen_abi::handle::GuestHandle;
@@ -53,17 +53,6 @@ fn sizes(t: &mut Tests) {
     let highest = op(MEMORY_OP, XENMEM_MAXIMUM_GPFN, &mut MemoryDomain { domid: DomainId::SELF });
     t.check("its highest frame", highest as u64 >= gfn(memory::spare_ram()));
     t.check("the machine's highest frame", call(MEMORY_OP, [XENMEM_MAXIMUM_RAM_PAGE.into(), 0, 0, 0, 0]) > 0x1_0000);
-}
-
-fn reserve(operation: u32, gfns: &[u64], extent_order: u32) -> i64 {
-    let mut argument = MemoryReservation {
-        extent_start: GuestHandle::new(gfns.as_ptr() as u64),
-        nr_extents: gfns.len() as u64,
-        extent_order,
-        domid: DomainId::SELF,
-        ..Default::default()
-    };
-    op(MEMORY_OP, operation, &mut argument)
 }
 
 fn pages(t: &mut Tests) {

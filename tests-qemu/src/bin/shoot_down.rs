@@ -4,14 +4,10 @@
 #![no_main]
 
 use core::sync::atomic::{AtomicU64, Ordering};
-use tests_qemu::hypercall::op;
-use tests_qemu::memory::{self, gfn};
+use tests_qemu::memory::{self, gfn, reserve};
 use tests_qemu::tests::Tests;
 use tests_qemu::{apic, clock, cpu, second};
-use xen_abi::handle::GuestHandle;
-use xen_abi::memory::*;
-use xen_abi::numbers::MEMORY_OP;
-use xen_abi::types::DomainId;
+use xen_abi::memory::{XENMEM_DECREASE_RESERVATION, XENMEM_POPULATE_PHYSMAP};
 
 tests_qemu::guest!(main);
 
@@ -42,17 +38,6 @@ fn second_main() -> ! {
     }
 }
 
-fn reserve(operation: u32, address: u64) -> i64 {
-    let gfns = [gfn(address)];
-    let mut argument = MemoryReservation {
-        extent_start: GuestHandle::new(gfns.as_ptr() as u64),
-        nr_extents: 1,
-        domid: DomainId::SELF,
-        ..Default::default()
-    };
-    op(MEMORY_OP, operation, &mut argument)
-}
-
 /// Lets the second vCPU go round a few times.
 fn turns(count: u64) -> bool {
     let start = TURNS.load(Ordering::SeqCst);
@@ -76,11 +61,11 @@ fn main(t: &mut Tests) {
     t.check("the second vCPU runs", turns(3));
     let (mut taken, mut given, mut went_on) = (0, 0, 0);
     for _ in 0..ROUNDS {
-        taken += reserve(XENMEM_DECREASE_RESERVATION, page);
+        taken += reserve(XENMEM_DECREASE_RESERVATION, &[gfn(page)], 0);
         STAGE.fetch_add(1, Ordering::SeqCst);
         went_on += u64::from(turns(3));
         STAGE.fetch_add(1, Ordering::SeqCst);
-        given += reserve(XENMEM_POPULATE_PHYSMAP, page);
+        given += reserve(XENMEM_POPULATE_PHYSMAP, &[gfn(page)], 0);
         went_on += u64::from(turns(3));
     }
     cpu::interrupts_off();

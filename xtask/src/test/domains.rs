@@ -34,7 +34,7 @@ pub fn cases() -> Vec<Case> {
 
 /// Two hogs of weights 256 and 512 on the one CPU share it 1:2, within 3 %.
 fn shares(context: &Context<'_>) -> Result<()> {
-    let guest = build::guest("dom0_share");
+    let guest = build::guest("domain_share");
     let hog =
         |name: &str, weight: u32| module(&guest, &format!("domain name={name} memory=64M weight={weight} -- hog=b"));
     let boot = Boot {
