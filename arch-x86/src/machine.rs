@@ -27,7 +27,7 @@ use crate::vdev::vlapic::{Delivery, LapicInbox, Message, Posted, Target};
 /// The log target of what domains other than Dom0 write to their consoles.
 pub const GUEST_CONSOLE: &str = "guest console";
 
-/// Guests' local-APIC ids are this many times the vCPU's number, as Xen has it.
+/// Guests' local-APIC ids are this many times the vCPU's number, as Xen has it: as if each vCPU were the first thread of a core.
 pub const APIC_IDS_A_VCPU: u32 = 2;
 
 /// What `boot` provides: the console, and how to stop.
@@ -126,8 +126,10 @@ impl X86Vcpu {
     /// If it runs on another CPU it comes out of the guest.
     #[inline]
     pub fn call_out(&self) {
-        if self.presence.must_be_told() {
-            percpu::interrupt(CpuId(self.cpu.load(Ordering::Relaxed)));
+        if self.presence.must_be_told()
+            && let Some(cpu) = percpu::get(self.place().0)
+        {
+            cpu.kick();
         }
     }
 

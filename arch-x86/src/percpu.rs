@@ -106,8 +106,9 @@ impl PerCpu {
         self.host.get()
     }
 
-    /// Has the CPU look at its queues, if it is another than this.
-    fn kick(&self) {
+    /// Has the CPU come out of the guest or wake up and look at its queues, if it is another than this.
+    #[inline]
+    pub fn kick(&self) {
         if self.id != this().id {
             local::send(self.apic_id, vectors::KICK);
         }
@@ -170,14 +171,4 @@ pub fn all() -> impl Iterator<Item = &'static PerCpu> {
 /// Where the locks note what is held here; for [`mm::lock::set_held_ranks`].
 pub fn held_ranks() -> &'static AtomicU32 {
     &this().held_ranks
-}
-
-/// Has a vCPU that runs on another CPU come out of the guest.
-#[inline]
-pub fn interrupt(cpu: CpuId) {
-    if cpu != this().id
-        && let Some(there) = get(cpu)
-    {
-        local::send(there.apic_id, vectors::KICK);
-    }
 }

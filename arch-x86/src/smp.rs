@@ -14,7 +14,7 @@ use mm::addr::HostPhys;
 use mm::{Memory, Mfn};
 use sched::{CpuId, CpuPlace, CpuSet};
 use spin::Once;
-use spin::mutex::SpinMutex;
+use spin::mutex::{SpinMutex, SpinMutexGuard};
 
 use crate::acpi::{Cpu, Madt};
 use crate::apic::local;
@@ -23,23 +23,30 @@ use crate::cpu::gdt::CpuTables;
 use crate::cpu::idt;
 use crate::cpu::stack::Stacks;
 use crate::cpu::topology::{self, Features};
-use crate::engine::{Host, HostState, Wishes};
+use crate::engine::{CpuEngine, Host, HostState, Wishes};
 use crate::percpu::{self, PerCpu};
 use crate::time::rdtsc;
 use crate::{host, machine, paging, run};
 use trampoline::{Onward, Trampoline};
 
-/// What a CPU is started with, and what it answers.
-struct Starting {
-    cpu: &'static PerCpu,
-    stacks: Stacks,
-    tables: SpinMutex<CpuTables>,
-    root: Mfn,
+/// What all CPUs start with, and are compared with.
+#[derive(Clone, Copy)]
+struct Common {
     memory: &'static Memory,
+    /// The root of the host's page tables.
+    root: Mfn,
     engine: Host,
     wishes: Wishes,
     /// The boot CPU's.
     features: Features,
+}
+
+/// What a CPU is started with, and what it answers.
+struct Starting {
+    common: Common,
+    cpu: &'static PerCpu,
+    stacks: Stacks,
+    tables: SpinMutex<CpuTables>,
     stage: AtomicU32,
     place: Once<CpuPlace>,
     /// Why it cannot take part.
@@ -81,12 +88,12 @@ fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
 }
 
 /// Where this CPU is.
-pub fn own_place() -> CpuPlace {
+fn own_place() -> CpuPlace {
     topology::place(&cpuid)
 }
 
-/// Starts the other CPUs that the MADT names in `page`, which is RAM below 1 MiB, so that there are at most `most` with this one. What cannot take part is left out, with a line that
-/// says why. The places of all that there are then, by number.
+/// Starts the other CPUs that the MADT names in `page`, which is RAM below 1 MiB, so that there are at most `most` with this one. What cannot
+/// take part is left out, with a line that says why. The places of all that there are then, by number.
 pub fn start(
     memory: &'static Memory,
     madt: &Madt,
@@ -110,10 +117,11 @@ pub fn start(
             return Ok(places);
         }
     };
-    let features = Features::of(&cpuid);
+    let root = paging::root().ok_or("there are no page tables")?;
+    let common = Common { memory, root, engine, wishes, features: Features::of(&cpuid) };
     for other in others {
         let id = CpuId(percpu::count());
-        match start_one(memory, engine, wishes, features, &trampoline, id, other) {
+        match start_one(common, &trampoline, id, other) {
             Ok(place) => places.push(place),
             Err(why) => {
                 log::error!(target: "smp", "the CPU with APIC id {} (ACPI's {}) is left out: {why}", other.apic_id, other.uid)
@@ -138,28 +146,16 @@ fn chosen(cpus: &[Cpu], own: u32, most: u32) -> Vec<&Cpu> {
     enabled.take(wanted).collect()
 }
 
-fn start_one(
-    memory: &'static Memory,
-    engine: Host,
-    wishes: Wishes,
-    features: Features,
-    trampoline: &Trampoline,
-    id: CpuId,
-    which: &Cpu,
-) -> Result<CpuPlace, String> {
+fn start_one(common: Common, trampoline: &Trampoline, id: CpuId, which: &Cpu) -> Result<CpuPlace, String> {
     if which.apic_id > local::highest_id() {
         return Err(String::from("its id is beyond what a local APIC without x2APIC reaches"));
     }
     let cpu = PerCpu::allocate(id, which.apic_id, which.uid).map_err(|_| "no memory for what it keeps")?;
     let starting: &'static Starting = Box::leak(Box::new(Starting {
+        common,
         cpu,
         stacks: Stacks::allocate().map_err(|why| format!("no stacks: {why}"))?,
         tables: SpinMutex::new(CpuTables::new()),
-        root: paging::root().ok_or("there are no page tables")?,
-        memory,
-        engine,
-        wishes,
-        features,
         stage: AtomicU32::new(stage::SILENT),
         place: Once::new(),
         why: Once::new(),
@@ -188,7 +184,7 @@ fn start_one(
     }
     starting.compare_clocks()?;
     starting.stage.store(stage::ACCEPTED, Ordering::Release);
-    let mut patience = Patience::new(PATIENCE_US);
+    let patience = Patience::new(PATIENCE_US);
     while percpu::count() <= id.0 {
         if patience.is_over() {
             return Err(String::from("it hangs before its first work"));
@@ -205,7 +201,7 @@ impl Patience {
         Patience(rdtsc() + microseconds * u64::from(machine::clock().khz) / 1000)
     }
 
-    fn is_over(&mut self) -> bool {
+    fn is_over(&self) -> bool {
         core::hint::spin_loop();
         rdtsc() >= self.0
     }
@@ -214,7 +210,7 @@ impl Patience {
 impl Starting {
     /// Waits until the CPU is past a stage; false if that takes too long.
     fn comes_beyond(&self, stage: u32, microseconds: u64) -> bool {
-        let mut patience = Patience::new(microseconds);
+        let patience = Patience::new(microseconds);
         while self.stage.load(Ordering::Acquire) <= stage {
             if patience.is_over() {
                 return false;
@@ -258,10 +254,10 @@ fn within(reading: u64, before: u64, after: u64) -> Result<(), i64> {
 /// Entered from the trampoline, on the CPU's own stack.
 extern "C" fn entered(starting: &'static Starting) -> ! {
     // SAFETY: the tables map the same as those that the CPU came with, but for the trampoline's page.
-    unsafe { asm!("mov cr3, {}", in(reg) starting.root.phys().0, options(nostack, preserves_flags)) };
+    unsafe { asm!("mov cr3, {}", in(reg) starting.common.root.phys().0, options(nostack, preserves_flags)) };
     // SAFETY: this CPU's first and only call; nothing is mapped with the bits that change their meaning before.
     unsafe { Protections::detect().enable() };
-    let tables = spin::mutex::SpinMutexGuard::leak(starting.tables.lock()).load(starting.stacks.exceptions);
+    let tables = SpinMutexGuard::leak(starting.tables.lock()).load(starting.stacks.exceptions);
     idt::load();
     starting.cpu.install();
     starting.stage.store(stage::ALIVE, Ordering::Release);
@@ -275,9 +271,9 @@ extern "C" fn entered(starting: &'static Starting) -> ! {
     }
 }
 
-fn set_up(starting: &Starting) -> Result<crate::engine::CpuEngine, String> {
-    let difference = Features::of(&cpuid).compare(&starting.features);
-    if let Some(difference) = difference {
+fn set_up(starting: &Starting) -> Result<CpuEngine, String> {
+    let Common { memory, engine, wishes, features, .. } = &starting.common;
+    if let Some(difference) = Features::of(&cpuid).compare(features) {
         return Err(format!("its features are not the boot CPU's: {difference}"));
     }
     starting.place.call_once(own_place);
@@ -286,11 +282,11 @@ fn set_up(starting: &Starting) -> Result<crate::engine::CpuEngine, String> {
     if local::id() != starting.cpu.apic_id {
         return Err(format!("its APIC id is {} and not what the MADT says", local::id()));
     }
-    starting.engine.is_the_same_here(starting.wishes)?;
-    starting.engine.enable(starting.memory)
+    engine.is_the_same_here(*wishes)?;
+    engine.enable(memory)
 }
 
-fn wait_for_work(starting: &'static Starting, tables: &'static CpuTables, own: crate::engine::CpuEngine) -> ! {
+fn wait_for_work(starting: &'static Starting, tables: &'static CpuTables, own: CpuEngine) -> ! {
     starting.stage.store(stage::READY, Ordering::Release);
     loop {
         match starting.stage.load(Ordering::Acquire) {
@@ -316,9 +312,7 @@ fn wait_for_work(starting: &'static Starting, tables: &'static CpuTables, own: c
 /// Lets the other CPUs run guests.
 pub fn release() {
     GO.store(true, Ordering::Release);
-    for cpu in percpu::all() {
-        percpu::interrupt(cpu.id);
-    }
+    percpu::all().for_each(PerCpu::kick);
 }
 
 /// Stops all other CPUs for good, or this one if another is about that already. For the end of the machine: takes no lock, and is right wherever

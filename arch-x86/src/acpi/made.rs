@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 
 use super::madt::{CPU_ENABLED, LOCAL_APIC, LOCAL_X2APIC, STRUCTURES};
 use super::table::{CHECKSUM_AT, HEADER, LENGTH_AT, OEM, REVISION_AT, Signature, seal};
+use crate::machine::APIC_IDS_A_VCPU;
 
 /// Revisions of what is made here: ACPI 2.0's root pointer, the only XSDT there is, and the MADT of ACPI 6.1.
 const RSDP_REVISION: u8 = 2;
@@ -20,8 +21,6 @@ const ALIGN: usize = 16;
 
 /// Where every local APIC is.
 const LOCAL_APIC_ADDRESS: u32 = 0xfee0_0000;
-/// Guests' APIC ids are even, as Xen has them: as if each vCPU were the first thread of a core.
-const APIC_IDS_A_VCPU: u32 = 2;
 
 /// Who made a table, as its header says: OEM's id, table id and revision, creator's id and revision.
 pub(super) type Oem = [u8; HEADER - OEM.start];

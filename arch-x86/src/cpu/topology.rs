@@ -81,19 +81,25 @@ fn from_id(id: u32, thread_bits: u32, package_bits: u32) -> CpuPlace {
     }
 }
 
-/// What CPUs must have in common, since guests are told one and the same of all of them, and run on all of them.
-const COMPARED: &[(u32, u32)] = &[
-    (0x1, 0),
-    (0x7, 0),
-    (0x7, 1),
-    (0x7, 2),
-    (0xd, 0),
-    (0xd, 1),
-    (0x8000_0001, 0),
-    (0x8000_0007, 0),
-    (0x8000_0008, 0),
-    (0x8000_000a, 0),
+/// What CPUs must have in common, since guests are told one and the same of all of them, and run on all of them: leaf, subleaf, and the bits of
+/// EAX, EBX, ECX and EDX that are features. The others are names, numbers, or say what the system has switched on.
+#[rustfmt::skip]
+const COMPARED: [(u32, u32, [u32; 4]); 10] = [
+    (0x1, 0,         [0, 0, !OSXSAVE, !0]),
+    (0x7, 0,         [0, !0, !OSPKE, !0]),
+    (0x7, 1,         [!0; 4]),
+    (0x7, 2,         [!0; 4]),
+    // EBX tells the size of what is switched on.
+    (0xd, 0,         [!0, 0, !0, !0]),
+    (0xd, 1,         [!0, 0, !0, !0]),
+    (0x8000_0001, 0, [0, 0, !0, !0]),
+    (0x8000_0007, 0, [0, 0, 0, !0]),
+    // The number of cores is in ECX.
+    (0x8000_0008, 0, [!0, !0, 0, 0]),
+    (0x8000_000a, 0, [0, 0, 0, !0]),
 ];
+const OSXSAVE: u32 = 1 << 27;
+const OSPKE: u32 = 1 << 4;
 
 /// A feature that one CPU has and another has not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,11 +127,11 @@ impl Features {
     pub fn of(cpuid: &impl Cpuid) -> Features {
         let highest = [cpuid(0, 0).eax, cpuid(0x8000_0000, 0).eax];
         let mut words = [[0; 4]; COMPARED.len()];
-        for (&(leaf, subleaf), words) in COMPARED.iter().zip(&mut words) {
+        for ((leaf, subleaf, features), words) in COMPARED.into_iter().zip(&mut words) {
             if leaf <= highest[usize::from(leaf >= 0x8000_0000)] {
                 let answer = cpuid(leaf, subleaf);
                 *words = [answer.eax, answer.ebx, answer.ecx, answer.edx];
-                for (word, mask) in words.iter_mut().zip(compared(leaf, subleaf)) {
+                for (word, mask) in words.iter_mut().zip(features) {
                     *word &= mask;
                 }
             }
@@ -135,32 +141,12 @@ impl Features {
 
     /// The first difference from the boot CPU.
     pub fn compare(&self, boot: &Features) -> Option<Difference> {
-        let leaves = COMPARED.iter().zip(self.0.iter().zip(&boot.0));
-        leaves.into_iter().find_map(|(&(leaf, subleaf), (here, boot))| {
+        let mut leaves = COMPARED.into_iter().zip(self.0.iter().zip(&boot.0));
+        leaves.find_map(|((leaf, subleaf, _), (here, boot))| {
             let mut registers = ["EAX", "EBX", "ECX", "EDX"].into_iter().zip(here.iter().zip(boot));
             let (register, (&here, &boot)) = registers.find(|(_, (here, boot))| here != boot)?;
             Some(Difference { leaf, subleaf, register, boot, here })
         })
-    }
-}
-
-/// The bits of EAX, EBX, ECX and EDX that are features. The others are names, numbers, or say what the system has switched on.
-fn compared(leaf: u32, subleaf: u32) -> [u32; 4] {
-    const OSXSAVE: u32 = 1 << 27;
-    const OSPKE: u32 = 1 << 4;
-    match (leaf, subleaf) {
-        (0x1, _) => [0, 0, !OSXSAVE, !0],
-        (0x7, 0) => [0, !0, !OSPKE, !0],
-        (0x7, _) => [!0; 4],
-        // EBX tells the size of what is switched on.
-        (0xd, 0) => [!0, 0, !0, !0],
-        (0xd, _) => [!0, 0, !0, !0],
-        (0x8000_0001, _) => [0, 0, !0, !0],
-        (0x8000_0007, _) => [0, 0, 0, !0],
-        // The number of cores is in ECX.
-        (0x8000_0008, _) => [!0, !0, 0, 0],
-        (0x8000_000a, _) => [0, 0, 0, !0],
-        _ => [0; 4],
     }
 }
 
