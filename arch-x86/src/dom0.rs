@@ -114,17 +114,8 @@ pub fn leave_room(memory: &'static Memory, wanted: &mut Wanted<'_>) -> Result<u6
     Ok(bytes)
 }
 
-/// Builds Dom0 and makes it runnable. Any error is one line for the user.
+/// Builds Dom0 and makes it runnable. Any error is one line for the user, without its name.
 pub fn build(
-    system: &'static System<X86>,
-    platform: &Platform,
-    ready: &Ready,
-    wanted: Wanted<'_>,
-) -> Result<Arc<Domain<X86>>, String> {
-    build_unnamed(system, platform, ready, wanted).map_err(|why| format!("Dom0: {why}"))
-}
-
-fn build_unnamed(
     system: &'static System<X86>,
     platform: &Platform,
     ready: &Ready,

@@ -46,19 +46,9 @@ pub struct Built<'a> {
     start: VcpuStart,
 }
 
-/// Builds a domain with memory that is free, of which it may take `room` bytes. The error is one line for the user; nothing is left behind then.
+/// Builds a domain with memory that is free, of which it may take `room` bytes. The error is one line for the user, without the domain's name;
+/// nothing is left behind then.
 pub fn build<'a>(
-    system: &'static System<X86>,
-    ready: &Ready,
-    id: DomainId,
-    wanted: &Wanted<'a, '_>,
-    room: u64,
-) -> Result<Built<'a>, String> {
-    let spec = wanted.spec;
-    build_unnamed(system, ready, id, wanted, room).map_err(|why| format!("domain {}: {why}; left out", spec.name))
-}
-
-fn build_unnamed<'a>(
     system: &'static System<X86>,
     ready: &Ready,
     id: DomainId,

@@ -1,5 +1,6 @@
 //! From a machine with memory, heap, console and log to one that runs Dom0: the composition root.
 
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
@@ -84,7 +85,7 @@ fn bring_up(start: &Start) -> Result<&'static System<X86>, String> {
     let mut dom0 = wanted(info, &modules.dom0, options, serial, console_gsi)?;
     // Their memory is taken from the top, and their modules are free again, before Dom0 takes what it is to have.
     let others = build_others(system, &ready, info, &modules.domains, &mut dom0)?;
-    let domain = dom0::build(system, &platform, &ready, dom0)?;
+    let domain = dom0::build(system, &platform, &ready, dom0).map_err(|why| format!("Dom0: {why}"))?;
     debug_assert!(domain.vcpu(VcpuId(0)).is_some());
     for other in others {
         if let Err(why) = other.start(system) {
@@ -149,7 +150,7 @@ fn build_others<'a>(
         let taken = free_before.saturating_sub(memory.free_frames()) * mm::PAGE_SIZE as u64;
         match domu::build(system, ready, id, &wanted, room.saturating_sub(taken)) {
             Ok(domain) => built.push(domain),
-            Err(why) => log::error!(target: "domain", "{why}"),
+            Err(why) => log::error!(target: "domain", "domain {}: {why}; left out", request.spec.name),
         }
     }
     Ok(built)
@@ -170,7 +171,7 @@ fn wanted(
     };
     let mut memory = Dom0Mem::default();
     if let Some(text) = options.dom0_mem {
-        memory.parse(text).map_err(|why| alloc::format!("dom0_mem={text}: {why}"))?;
+        memory.parse(text).map_err(|why| format!("dom0_mem={text}: {why}"))?;
     }
     let cmdline = kernel.cmdline.trim_start();
     let cmdline = cmdline.strip_prefix("placeholder").map_or(cmdline, str::trim_start);
