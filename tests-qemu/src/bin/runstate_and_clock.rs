@@ -51,8 +51,15 @@ fn system_time(t: &mut Tests) {
     );
     t.check("the version is even", info.version & 1 == 0);
     t.check("the scale is normal", info.tsc_to_system_mul >= 0x8000_0000);
-    let start = next_second();
-    let second = next_second() - start;
+    // An engine that lives in its host's time may look too late once; a clock that is wrong is so each time.
+    let mut second = 0;
+    for _ in 0..5 {
+        let start = next_second();
+        second = next_second() - start;
+        if (990_000_000..=1_010_000_000).contains(&second) {
+            break;
+        }
+    }
     t.within("a second of the RTC is one of system time, within 1 %", second, 990_000_000, 1_010_000_000);
     let mut time = xen_abi::hvm::GetTime::default();
     let before = clock::now();

@@ -20,7 +20,7 @@ pub fn cases() -> Vec<Case> {
                 "domains_debian13",
                 "two Debian domains run beside Debian's Dom0 and end by themselves",
                 SUITE,
-                true,
+                false,
             )
         },
         Case {
