@@ -129,7 +129,6 @@ fn no_control(t: &mut Tests) {
         idxs: xen_abi::handle::GuestHandle::new(&raw mut index as u64),
         gpfns: xen_abi::handle::GuestHandle::new(&raw mut gfn as u64),
         errs: xen_abi::handle::GuestHandle::new(&raw mut error as u64),
-        ..AddToPhysmapBatch::default()
     };
     let result = op(MEMORY_OP, XENMEM_ADD_TO_PHYSMAP_BATCH, &mut batch);
     t.equal("Dom0's memory is not its to map", (result, error.into()), (0, EPERM));

@@ -92,8 +92,8 @@ const BESIDE: &[Beside] = &[
     Beside { checks: false, ends: "reboots", ..beside("again", "shutdown_reboot") },
     Beside { terms: "cap=50 cpus=0", ..beside("capped", "domain_checks") },
     Beside { vcpus: 2, ..beside("pair", "apic_ipi") },
-    beside("events", "events_two_level"),
-    Beside { terms: "weight=1024", ..beside("grants", "grant_self") },
+    Beside { terms: "weight=1024", ..beside("page", "hypercall_page") },
+    beside("faults", "vmx_instructions"),
 ];
 
 /// Domains that are left out: the kernel, the description, what is said.
