@@ -48,12 +48,12 @@ const PAGE: u64 = mm::PAGE_SIZE as u64;
 
 /// The image of the kernel in `file`. The error is one line for the user, as all here, without the domain's name.
 pub fn unpack(file: &[u8]) -> Result<Cow<'_, [u8]>, String> {
-    build::unpack(file).map_err(|why| format!("kernel: {why}"))
+    build::unpack(file).map_err(|why| why.to_string())
 }
 
 /// The kernel that an image holds.
 pub fn parse(image: &[u8]) -> Result<Kernel<'_>, String> {
-    Kernel::parse(image).map_err(|why| format!("kernel: {why}"))
+    Kernel::parse(image).map_err(|why| why.to_string())
 }
 
 /// What a domain's memory holds when it starts.

@@ -53,6 +53,10 @@ pub struct Boot {
     /// Arguments added to Corten's command line
     #[arg(long, value_name = "ARGS", allow_hyphen_values = true, default_value = "")]
     pub corten_args: String,
+    /// A domain beside Dom0, as its module says it: "name=web memory=256M … -- for its kernel". kernel=FILE and initrd=FILE among
+    /// the first words say what it runs; without them it is Debian's kernel with busybox
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
+    pub domain: Vec<String>,
     /// Debian release that Dom0's kernel and modules come from
     #[arg(long, value_name = "SUITE", default_value = "trixie")]
     pub suite: String,

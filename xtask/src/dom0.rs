@@ -11,6 +11,9 @@ use xshell::{Shell, cmd};
 /// Dom0's command line: Xen's console, which Corten puts on its own.
 pub const KERNEL_ARGS: &str = "console=hvc0";
 
+/// That of a domain beside Dom0: it has Xen's debug console only, and `/init` writes to it by the kernel's log.
+pub const DOMAIN_KERNEL_ARGS: &str = "earlyprintk=xen,keep corten.console=/dev/kmsg";
+
 /// Modules for the disks, networks and file systems of Bochs and QEMU; what they depend on comes along.
 const MODULES: &[&str] = &[
     "ata_piix",

@@ -94,6 +94,9 @@ impl Medium {
         if let Some(initrd) = &boot.initrd {
             modules.push(Module { file: initrd.clone(), args: String::new() });
         }
+        for described in &boot.domain {
+            modules.extend(domain_modules(described, &boot.suite)?);
+        }
         Ok(Medium { hypervisor, modules })
     }
 
@@ -145,6 +148,48 @@ impl Medium {
     }
 }
 
+/// What `--domain` asks for: a kernel whose string describes the domain, and its initrd.
+fn domain_modules(described: &str, suite: &str) -> Result<Vec<Module>> {
+    let DomainWords { own, kernel, initrd, cmdline } = DomainWords::split(described);
+    let (kernel, initrd, cmdline) = match kernel {
+        Some(kernel) => (kernel, initrd, cmdline),
+        None => {
+            let debian = dom0::Dom0::fetch(suite)?;
+            let initrd = initrd.map_or_else(|| debian.small_initramfs(), Ok)?;
+            (debian.kernel, Some(initrd), format!("{} {cmdline}", dom0::DOMAIN_KERNEL_ARGS))
+        }
+    };
+    let mut modules = vec![Module { file: kernel, args: format!("domain {own} -- {cmdline}").trim_end().to_string() }];
+    modules.extend(initrd.map(|file| Module { file, args: "domain-initrd".into() }));
+    Ok(modules)
+}
+
+/// The value of `--domain`, taken apart.
+#[derive(Debug, PartialEq, Eq)]
+struct DomainWords {
+    /// What is for Corten.
+    own: String,
+    kernel: Option<PathBuf>,
+    initrd: Option<PathBuf>,
+    /// What is for the domain's kernel.
+    cmdline: String,
+}
+
+impl DomainWords {
+    fn split(described: &str) -> DomainWords {
+        let mut words = described.split_whitespace();
+        let (mut own, mut kernel, mut initrd) = (Vec::new(), None, None);
+        for word in words.by_ref().take_while(|word| *word != "--") {
+            match word.split_once('=') {
+                Some(("kernel", file)) => kernel = Some(file.into()),
+                Some(("initrd", file)) => initrd = Some(file.into()),
+                _ => own.push(word),
+            }
+        }
+        DomainWords { own: own.join(" "), kernel, initrd, cmdline: words.collect::<Vec<_>>().join(" ") }
+    }
+}
+
 /// `cargo xtask image`.
 pub fn command(boot: &Boot) -> Result<PathBuf> {
     let medium = Medium::from_cli(boot, Protocol::Multiboot2)?;
@@ -173,6 +218,13 @@ mod tests {
         let initrd = text.find("module2 --nounzip /boot/module1").expect("initrd");
         assert!(text.find("multiboot2 /boot/hypervisor com1=115200").expect("hypervisor") < kernel);
         assert!(kernel < initrd && text.contains("set timeout=0"));
+    }
+
+    #[test]
+    fn a_domains_files_are_taken_out_of_its_description() {
+        let words = DomainWords::split("name=a kernel=/boot/k memory=64M -- initrd=ram quiet");
+        assert_eq!((words.own.as_str(), words.cmdline.as_str()), ("name=a memory=64M", "initrd=ram quiet"));
+        assert_eq!((words.kernel, words.initrd), (Some("/boot/k".into()), None));
     }
 
     #[test]

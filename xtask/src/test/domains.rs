@@ -4,7 +4,7 @@ use super::case::{Boot, Case, Context, host_is_well, last_lines, module, nothing
 use super::debian;
 use crate::build;
 use crate::console::End;
-use crate::dom0::Dom0;
+use crate::dom0::{DOMAIN_KERNEL_ARGS, Dom0};
 use crate::engine::Engine;
 use anyhow::{Context as _, Result, ensure};
 
@@ -29,6 +29,17 @@ pub fn cases() -> Vec<Case> {
             run: Box::new(shares),
             ..debian::case("domains_share", "two busy domains share a CPU by their weights", SUITE, true)
         },
+        Case {
+            on_xen: false,
+            prepare: nothing_to_prepare(),
+            run: Box::new(many),
+            ..debian::case(
+                "domains_guests",
+                "test guests as domains beside Dom0: each ends in its own way",
+                SUITE,
+                true,
+            )
+        },
     ]
 }
 
@@ -51,6 +62,93 @@ fn shares(context: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
+/// A guest as a domain beside Dom0.
+struct Beside {
+    name: &'static str,
+    guest: &'static str,
+    vcpus: u32,
+    /// More of the description, and for the guest.
+    terms: &'static str,
+    told: &'static str,
+    /// How many checks it makes, if it ends by itself; what the hypervisor says of its end.
+    checks: bool,
+    ends: &'static str,
+    /// What else its console shows.
+    says: &'static [&'static str],
+}
+
+/// MiB of each.
+const MEMORY: u32 = 64;
+
+const fn beside(name: &'static str, guest: &'static str) -> Beside {
+    Beside { name, guest, vcpus: 1, terms: "", told: "", checks: true, ends: "powers off", says: &[] }
+}
+
+const BESIDE: &[Beside] = &[
+    Beside { vcpus: 2, says: &["a line by port 0xe9, ?[7mharmless"], ..beside("plain", "domain_checks") },
+    Beside { told: "flood=1", says: &["bytes dropped: it writes too much]"], ..beside("loud", "domain_checks") },
+    Beside { vcpus: 2, told: "halt=1", checks: false, says: &["halts"], ..beside("halted", "domain_checks") },
+    Beside { checks: false, ends: "has crashed", ..beside("crash", "triple_fault") },
+    Beside { checks: false, ends: "reboots", ..beside("again", "shutdown_reboot") },
+    Beside { terms: "cap=50 cpus=0", ..beside("capped", "domain_checks") },
+    Beside { vcpus: 2, ..beside("pair", "apic_ipi") },
+    Beside { terms: "weight=1024", ..beside("page", "hypercall_page") },
+    beside("faults", "vmx_instructions"),
+];
+
+/// Domains that are left out: the kernel, the description, what is said.
+const LEFT_OUT: &[(&str, &str, &str)] = &[
+    ("domain_checks", "domain name=huge memory=4G", "domain huge: memory=4 GiB: Dom0 and others leave"),
+    ("domain_checks", "domain name=tiny memory=16M", "domain tiny: kernel: "),
+    ("dom0_sleep", "domain name=odd memory=64M", "domain odd: kernel: "),
+    ("domain_checks", "domain name=plain memory=64M", "domain plain: name=: another domain is called so"),
+    ("domain_checks", "domain name=far memory=64M cpus=9", "domain far: cpus=9: there is no CPU 9"),
+    ("domain_checks", "domain-initrd name=nobody", "domain nobody: domain-initrd: no domain is called so"),
+];
+
+/// Many domains, some of which are good for nothing. Dom0 sees the end of all of them.
+fn many(context: &Context<'_>) -> Result<()> {
+    let mut modules = vec![module(&build::guest("domain_share"), "wait=c")];
+    for (index, Beside { name, guest, vcpus, terms, told, .. }) in BESIDE.iter().enumerate() {
+        let id = index + 1;
+        let described = format!("domain name={name} memory={MEMORY}M vcpus={vcpus} {terms}");
+        let told = format!("id={id:x} memory={MEMORY:x} vcpus={vcpus:x} {told}");
+        modules.push(module(&build::guest(guest), &format!("{described} -- {told}")));
+    }
+    modules.extend(LEFT_OUT.iter().map(|(guest, described, _)| module(&build::guest(guest), described)));
+    let boot = Boot { corten_args: "dom0_mem=128M".into(), modules, memory_mib: 1024, limit: 180, ..Boot::default() };
+    let run = context.boot("run", boot)?;
+    host_is_well(&run)?;
+    ensure!(run.end == End::PoweredOff, "it did not power off; its end:\n    {}", last_lines(&run.console, 12));
+    for (index, domain) in BESIDE.iter().enumerate() {
+        judge(&run.console, domain, index + 1).with_context(|| format!("domain {}", domain.name))?;
+    }
+    for (_, described, said) in LEFT_OUT {
+        let refused = run.console.lines().any(|line| line.contains(said) && line.contains("left out"));
+        ensure!(refused, "\"{described}\" is not refused by \"{said} … left out\"");
+    }
+    Ok(())
+}
+
+fn judge(console: &str, domain: &Beside, id: usize) -> Result<()> {
+    let tag = format!("({}) ", domain.name);
+    let own: Vec<&str> = console.lines().filter_map(|line| Some(line.split_once(&tag)?.1.trim_end())).collect();
+    let failures: Vec<&str> = own.iter().copied().filter(|line| line.contains(" FAIL")).collect();
+    ensure!(failures.is_empty(), "{}", failures.join("\n    "));
+    if domain.checks {
+        let done = format!("GUEST {} DONE ", domain.guest);
+        ensure!(own.iter().any(|line| line.starts_with(&done)), "it did not come to its end: {:?}", own.last());
+    }
+    for said in domain.says {
+        ensure!(own.iter().any(|line| line.contains(said)), "it does not say {said:?}");
+    }
+    for end in [domain.ends, "its memory is free again"] {
+        let line = |line: &str| line.contains(&format!("{} (domain {id})", domain.name)) && line.contains(end);
+        ensure!(console.lines().any(line), "the hypervisor does not say {end:?}");
+    }
+    Ok(())
+}
+
 /// The part of the CPU that a domain says it got: "(light) … SHARE 1 of 3".
 fn share(console: &str, name: &str) -> Result<f64> {
     let tag = format!("({name}) ");
@@ -67,7 +165,7 @@ fn beside_debian(context: &Context<'_>) -> Result<()> {
     let mut boot = debian::boot(SUITE, "checks", "")?;
     boot.cpus = 2;
     boot.memory_mib = 1536;
-    let kernel = "earlyprintk=xen,keep corten.console=/dev/kmsg corten.run=poweroff";
+    let kernel = format!("{DOMAIN_KERNEL_ARGS} corten.run=poweroff");
     for (name, vcpus) in [("one", 1), ("two", 2)] {
         boot.modules.push(module(&dom0.kernel, &format!("domain name={name} memory=192M vcpus={vcpus} -- {kernel}")));
         boot.modules.push(module(&initramfs, &format!("domain-initrd name={name}")));
