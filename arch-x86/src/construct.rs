@@ -30,18 +30,18 @@ use xen_abi::x86::{XEN_HVM_CPUID_EXT_DEST_ID, XEN_HVM_CPUID_IOMMU_MAPPINGS, XEN_
 use crate::acpi::MadeTables;
 use crate::context::{Context, SwitchedRegisters};
 use crate::devices::Devices;
-use crate::engine::{Host as EngineHost, Nested, Resources};
+use crate::engine::{Nested, Resources};
 use crate::event::Pending;
-use crate::fault::{rdmsr_safe, wrmsr_safe};
 use crate::fpu::{self, FpuArea};
 use crate::machine::{self, X86, X86Domain, X86Vcpu};
 use crate::percpu::{self, Resident};
+use crate::policies;
+use crate::policy::GuestPolicy;
 use crate::policy::cpuid::{CpuidOptions, CpuidPolicy, Topology, TscInfo};
-use crate::policy::features::{self, Feature};
 use crate::policy::msr::{MsrOptions, MsrPolicy, VcpuMsrs};
 use crate::regs::GuestRegs;
-use crate::segment::StartState;
 use crate::startup::Ready;
+use crate::state::CpuState;
 use crate::vdev::vlapic::Vlapic;
 
 const PAGE: u64 = mm::PAGE_SIZE as u64;
@@ -151,20 +151,20 @@ pub fn assemble(
     let memory = system.memory;
     let Plan { id, privilege, name, vcpus: count, share, .. } = plan;
     let is_control = privilege == Privilege::Control;
+    policies::find(ready.engine);
     let cpuid = cpuid_policy(ready, id, count, plan.tsc_mode);
-    let physical_bits = cpuid.answer(0x8000_0008, 0, &Default::default())[0] as u8;
+    let physical_bits = cpuid.physical_bits();
     let msr = MsrPolicy::for_domain(
-        read_host_msr,
+        policies::read_host_msr,
         &cpuid,
         &MsrOptions { hardware_domain: is_control, pat_switched: true, physical_bits },
     );
     let bitmaps = ready.engine.bitmaps(memory, &plan.devices.ports.lock(), &msr).ok_or("no memory for its bitmaps")?;
-    let cr4_allowed = !cpuid.cr4_reserved();
     let mut vcpus = Vec::new();
     vcpus.try_reserve_exact(count as usize).map_err(|_| NO_MEMORY_FOR_VCPUS)?;
     for id in 0..count {
         let number = next_number().ok_or("there is no VPID left for its vCPUs; give it fewer")?;
-        let resources = Resources { ports: bitmaps.ports.mfn(), msrs: bitmaps.msrs.mfn(), root, number, cr4_allowed };
+        let resources = Resources { ports: bitmaps.ports.mfn(), msrs: bitmaps.msrs.mfn(), root, number };
         // SAFETY: the bitmaps and tables live as long as the domain, which its vCPUs are part of; the engine is on.
         let engine = unsafe { ready.engine.vcpu(memory, resources) }.ok_or(NO_MEMORY_FOR_VCPUS)?;
         let (vlapic, inbox) = Vlapic::new(machine::APIC_IDS_A_VCPU * id, id == 0);
@@ -180,6 +180,7 @@ pub fn assemble(
             switched: SwitchedRegisters::default(),
             cache: P2mCache::new(),
             triple_fault: false,
+            waiting: Some(Box::new(CpuState::sipi(0))),
         };
         vcpus.push(Vcpu::new(VcpuId(id), X86Vcpu::new(inbox, Box::new(context))));
     }
@@ -209,7 +210,7 @@ pub fn assemble(
         memory_map,
         pages,
         max_pages: share.limit.map_or(unlimited, |bytes| bytes / PAGE).max(pages),
-        machine: X86Domain::new(cpuid, msr, bitmaps, plan.devices),
+        machine: X86Domain::new(GuestPolicy::new(cpuid, msr), bitmaps, plan.devices),
     }))
 }
 
@@ -241,34 +242,13 @@ fn cpuid_policy(ready: &Ready, domain: DomainId, vcpus: u32, tsc_mode: u32) -> C
                 shift: scale.tsc_shift,
             },
             xcr0_limit: fpu::switched_states(),
-            without: &withheld(ready.engine),
+            without: &policies::withheld(ready.engine),
             // As Xen answers where the hardware does not virtualise the local APIC; IOMMU_MAPPINGS it sets whatever IOMMU there is.
             // With EXT_DEST_ID beside it, interrupts reach more than 127 vCPUs.
             hvm_features: XEN_HVM_CPUID_IOMMU_MAPPINGS | XEN_HVM_CPUID_UPCALL_VECTOR | XEN_HVM_CPUID_EXT_DEST_ID,
             ..CpuidOptions::default()
         },
     )
-}
-
-/// Features of this CPU that a guest cannot have: the engine does not let them through, or the state behind them is not
-/// switched between guests.
-fn withheld(engine: EngineHost) -> Vec<Feature> {
-    // IA32_SPEC_CTRL is not switched, and commands to the predictors and the cache are not passed on.
-    let mut withheld = engine.withheld();
-    withheld.extend([features::IBRSB, features::IBPB, features::L1D_FLUSH]);
-    withheld
-}
-
-/// An MSR of this CPU, for the guests' policy.
-fn read_host_msr(msr: u32) -> Option<u64> {
-    const MICROCODE_REVISION: u32 = 0x8b;
-    if msr == MICROCODE_REVISION {
-        // The revision is loaded by CPUID (SDM Vol. 3, 10.11.7.1).
-        // SAFETY: the register holds nothing but what is loaded into it here.
-        unsafe { wrmsr_safe(MICROCODE_REVISION, 0) };
-        __cpuid_count(1, 0);
-    }
-    rdmsr_safe(msr)
 }
 
 /// Makes a domain known, has its vCPUs scheduled on these terms, and wakes the first one.
@@ -293,16 +273,10 @@ pub fn start(
     Ok(())
 }
 
-/// Gives the first vCPU its registers. Its control structure is loaded for that, and taken off the CPU again.
+/// Gives the first vCPU its registers.
 fn start_first(vcpu: &Vcpu<X86>, start: &VcpuStart) -> Result<(), String> {
     let mut held = vcpu.machine.context.lock();
     let context = held.as_mut().ok_or("its first vCPU has no registers")?;
-    let loads = percpu::this().host().is_some_and(|host| context.engine.load(host).is_ok());
-    if !loads {
-        return Err(String::from("its first vCPU cannot be loaded"));
-    }
-    context.engine.reset(&StartState::pvh(start.eip, start.ebx));
-    context.regs.rbx = u64::from(start.ebx);
-    context.engine.unload();
+    context.waiting = Some(Box::new(CpuState::pvh(start.eip, start.ebx)));
     Ok(())
 }

@@ -8,7 +8,8 @@ use crate::exit::Exit;
 use crate::guest_paging::Paging;
 use crate::policy::msr::DeviceMsr;
 use crate::regs::GuestRegs;
-use crate::segment::{Segment, SegmentRegister, StartState};
+use crate::segment::{Segment, SegmentRegister};
+use crate::state::{CpuState, TableRegister};
 use crate::svm::guest::SvmVcpu;
 use crate::svm::npt::Npt;
 use crate::vmx::ept::Ept;
@@ -63,8 +64,9 @@ impl Engine {
     forward_mut! {
         /// Takes it off this CPU.
         fn unload(&mut self);
-        /// Puts it into the state that it starts with.
-        fn reset(&mut self, start: &StartState);
+        /// Puts it into the state that it starts with, or goes on with, as far as that is the engine's; the MSRs of SYSCALL are not touched.
+        /// `cr4_allowed` are the bits of CR4 that the guest may set.
+        fn reset(&mut self, state: &CpuState, cr4_allowed: u64);
         /// Enters the guest until its next exit; a pending event is injected. `translations` is the generation of the nested tables: what this CPU
         /// has cached of an earlier one is dropped.
         fn run(&mut self, regs: &mut GuestRegs, pending: &mut Pending, translations: u64) -> Exit;
@@ -117,6 +119,12 @@ impl Engine {
         /// The current privilege level.
         fn privilege(&self) -> u8;
         fn in_64_bit_mode(&self) -> bool;
+        fn cr2(&self) -> u64;
+        fn dr7(&self) -> u64;
+        /// DR6, where the engine switches it.
+        fn dr6(&self) -> Option<u64>;
+        fn gdtr(&self) -> TableRegister;
+        fn idtr(&self) -> TableRegister;
     }
 
     #[inline]

@@ -6,6 +6,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use mm::{Clean, Frames, Memory, OutOfMemory, Window};
 
+use crate::state::{FpuImage, LEGACY};
+
 /// The states that Corten switches where the CPU has them: x87, SSE, AVX, AVX-512, PKRU.
 pub const SWITCHED: u64 = 0x2e7;
 
@@ -25,6 +27,8 @@ pub fn switched_states() -> u64 {
 pub struct FpuArea {
     frames: Frames<Clean>,
     window: Window,
+    /// In bytes.
+    size: usize,
     /// 0 where the CPU has no XSAVE.
     mask: u64,
 }
@@ -39,11 +43,27 @@ impl FpuArea {
         let base = frames.mfn().phys();
         let _ = window.write_u64(base, 0x37f);
         let _ = window.copy_to(mm::addr::HostPhys(base.0 + 24), &0x1f80u32.to_le_bytes());
-        Ok(FpuArea { frames, window, mask })
+        Ok(FpuArea { frames, window, size, mask })
     }
 
     fn pointer(&self) -> *mut u8 {
         self.window.pointer(self.frames.mfn().phys(), mm::PAGE_SIZE as u64).unwrap_or(core::ptr::null_mut())
+    }
+
+    /// The state, while it is not in the CPU.
+    pub fn image(&self) -> FpuImage {
+        let size = if self.mask == 0 { LEGACY } else { self.size };
+        let mut bytes = alloc::vec![0; size];
+        // The area has as many.
+        let _ = self.window.copy_from(self.frames.mfn().phys(), &mut bytes);
+        FpuImage::saved(bytes)
+    }
+
+    /// Puts another state here, which was checked. It is not in the CPU.
+    pub fn set_image(&self, image: &FpuImage) {
+        let room = if self.mask == 0 { LEGACY } else { self.size };
+        let bytes = image.bytes();
+        let _ = self.window.copy_to(self.frames.mfn().phys(), bytes.get(..room).unwrap_or(bytes));
     }
 
     /// Puts the CPU's state here. `xcr0` is the guest's, which is in force.
@@ -69,6 +89,21 @@ impl FpuArea {
                 asm!("xrstor64 [{0}]", in(reg) self.pointer(), in("eax") self.mask as u32, in("edx") (self.mask >> 32) as u32, options(nostack));
             }
         }
+    }
+}
+
+/// The bits of MXCSR that this CPU knows (SDM Vol. 1, 11.6.6).
+pub fn mxcsr_mask() -> u32 {
+    const WITHOUT_A_MASK: u32 = 0xffbf;
+    #[repr(C, align(16))]
+    struct Area([u32; LEGACY / 4]);
+    const _: () = assert!(core::mem::size_of::<Area>() == LEGACY);
+    let mut area = Area([0; LEGACY / 4]);
+    // SAFETY: FXSAVE writes 512 bytes to an aligned area of as many, and leaves the state in the CPU as it is.
+    unsafe { asm!("fxsave64 [{0}]", in(reg) &mut area, options(nostack)) };
+    match area.0 {
+        [_, _, _, _, _, _, _, 0, ..] => WITHOUT_A_MASK,
+        [_, _, _, _, _, _, _, mask, ..] => mask,
     }
 }
 

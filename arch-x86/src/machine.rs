@@ -19,8 +19,8 @@ use crate::context::{Context, GuestTables};
 use crate::engine::{Bitmaps, Nested};
 use crate::guest_paging::{self, Purpose};
 use crate::percpu;
-use crate::policy::cpuid::CpuidPolicy;
-use crate::policy::msr::MsrPolicy;
+use crate::policies::DomainPolicy;
+use crate::policy::GuestPolicy;
 use crate::time::Clock;
 use crate::vdev::vlapic::{Delivery, LapicInbox, Message, Posted, Target};
 
@@ -166,9 +166,7 @@ impl X86Vcpu {
 
 /// A domain's virtual hardware.
 pub struct X86Domain {
-    pub cpuid: CpuidPolicy,
-    pub msr: MsrPolicy,
-    pub cr4_allowed: u64,
+    pub policy: DomainPolicy,
     /// Kept for as long as its vCPUs refer to them.
     pub bitmaps: Bitmaps,
     /// Shares lowest-priority interrupts among the vCPUs.
@@ -177,9 +175,8 @@ pub struct X86Domain {
 }
 
 impl X86Domain {
-    pub fn new(cpuid: CpuidPolicy, msr: MsrPolicy, bitmaps: Bitmaps, devices: crate::devices::Devices) -> X86Domain {
-        let cr4_allowed = !cpuid.cr4_reserved();
-        X86Domain { cpuid, msr, cr4_allowed, bitmaps, turn: AtomicUsize::new(0), devices }
+    pub fn new(policy: GuestPolicy, bitmaps: Bitmaps, devices: crate::devices::Devices) -> X86Domain {
+        X86Domain { policy: DomainPolicy::new(policy), bitmaps, turn: AtomicUsize::new(0), devices }
     }
 }
 

@@ -9,6 +9,8 @@ pub mod cr0 {
     pub const NW: u64 = 1 << 29;
     pub const CD: u64 = 1 << 30;
     pub const PG: u64 = 1 << 31;
+    /// All that there are: PE, MP, EM, TS, ET, NE, WP, AM, NW, CD, PG.
+    pub const DEFINED: u64 = 0xe005_003f;
 }
 
 pub mod cr4 {

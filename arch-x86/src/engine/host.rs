@@ -89,8 +89,6 @@ pub struct Resources {
     pub root: Mfn,
     /// Not zero, and this vCPU's alone.
     pub number: u16,
-    /// CR4 bits that the guest may set.
-    pub cr4_allowed: u64,
 }
 
 impl Host {
@@ -151,6 +149,14 @@ impl Host {
         match self {
             Host::Vmx(_) => vmx::bitmaps::make(memory, ports, msr),
             Host::Svm(_) => svm::bitmaps::make(memory, ports, msr),
+        }
+    }
+
+    /// Puts the MSRs of another policy into a domain's bitmaps. No vCPU of it has run.
+    pub fn change_msrs(self, memory: &'static Memory, bitmaps: &Bitmaps, msr: &MsrPolicy) -> Option<()> {
+        match self {
+            Host::Vmx(_) => vmx::bitmaps::fill_msrs(memory, bitmaps, msr),
+            Host::Svm(_) => svm::bitmaps::fill_msrs(memory, bitmaps, msr),
         }
     }
 

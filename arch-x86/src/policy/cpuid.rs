@@ -578,4 +578,4 @@ fn pick(table: &[Leaf], index: u32) -> Leaf {
 
 #[cfg(test)]
 #[path = "cpuid_tests.rs"]
-pub(super) mod tests;
+pub(crate) mod tests;

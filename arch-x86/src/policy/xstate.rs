@@ -103,7 +103,8 @@ impl XState {
             .map(|(_, c)| c)
     }
 
-    fn standard_size(&self, states: u64) -> u32 {
+    /// The size of a save area in standard form with these states in it.
+    pub fn standard_size(&self, states: u64) -> u32 {
         self.enabled(states).map(|c| c.offset.saturating_add(c.size)).fold(HEADER_END, u32::max)
     }
 

@@ -1,12 +1,8 @@
 //! MOV to and from control registers, and XSETBV: the rules that the CPU would check itself (SDM Vol. 2, MOV to CR; Vol. 3, 2.6).
 
-use mm::addr::GuestPhys;
-
 use super::{Next, Running};
-use crate::context::GuestTables;
 use crate::cpu::registers::{cr0, cr4, efer};
 use crate::exit::ControlAccess;
-use crate::guest_paging::TableMemory;
 use crate::segment::SegmentRegister;
 
 /// A value that the guest may not load: #GP(0).
@@ -90,7 +86,7 @@ impl Running<'_> {
 
     fn write_cr4(&mut self, value: u64) -> Result<(), Bad> {
         let engine = &mut self.context.engine;
-        if value & !self.domain.machine.cr4_allowed != 0 {
+        if value & !self.policy.cr4_allowed != 0 {
             return Err(Bad);
         }
         if engine.efer() & efer::LMA != 0 && value & cr4::PAE == 0 {
@@ -113,29 +109,16 @@ impl Running<'_> {
         Ok(())
     }
 
-    /// PAE paging keeps its four top entries in registers (SDM Vol. 3, 4.4.1).
     fn load_pdptes(&mut self) -> Result<(), Bad> {
-        let base = self.context.engine.cr3() & 0xffff_ffe0;
-        let mut tables = GuestTables(self.context.cache.of(&self.domain.p2m));
-        let mut values = [0; 4];
-        for (index, value) in values.iter_mut().enumerate() {
-            *value = tables.read_u64(GuestPhys(base + index as u64 * 8)).ok_or(Bad)?;
-            // Bits 2:1 and 8:5 are reserved in a present entry.
-            if *value & 1 != 0 && *value & 0x1e6 != 0 {
-                return Err(Bad);
-            }
-        }
-        self.context.engine.set_pdptes(values);
-        Ok(())
+        if self.context.load_pdptes(&self.domain.p2m) { Ok(()) } else { Err(Bad) }
     }
 
     #[cold]
     pub(super) fn set_extended_control(&mut self) -> Next {
         let value = self.context.regs.edx_eax();
         let register = self.context.regs.rcx as u32;
-        let allowed = register == 0
-            && self.context.engine.privilege() == 0
-            && self.domain.machine.cpuid.xstate().may_enable(value);
+        let allowed =
+            register == 0 && self.context.engine.privilege() == 0 && self.policy.cpuid.xstate().may_enable(value);
         if !allowed {
             self.context.raise_general_protection();
             return Next::Enter;

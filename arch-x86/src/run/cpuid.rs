@@ -19,7 +19,7 @@ impl Running<'_> {
             long_mode: context.engine.in_64_bit_mode(),
         };
         let regs = &mut context.regs;
-        let answer = self.domain.machine.cpuid.answer(regs.rax as u32, regs.rcx as u32, &now);
+        let answer = self.policy.cpuid.answer(regs.rax as u32, regs.rcx as u32, &now);
         let [eax, ebx, ecx, edx] = answer.map(u64::from);
         (regs.rax, regs.rbx, regs.rcx, regs.rdx) = (eax, ebx, ecx, edx);
         context.engine.advance();

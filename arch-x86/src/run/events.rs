@@ -9,7 +9,7 @@ use hypervisor::vcpu::hold;
 
 use super::Running;
 use crate::event::Event;
-use crate::segment::StartState;
+use crate::state::CpuState;
 
 impl Running<'_> {
     /// Before every entry: whether there is something to prepare. With nothing pending it is a few loads.
@@ -120,10 +120,9 @@ impl Running<'_> {
             event::raise_if_pending(self.system, self.domain, self.vcpu);
         }
         if let Some(page) = startup.start_page {
-            self.context.engine.reset(&StartState::sipi(page));
-            self.context.regs = Default::default();
-            // SDM Vol. 3, table 10-1: EDX holds the CPU's signature.
-            self.context.regs.rdx = 0x600;
+            let state = CpuState::sipi(page);
+            self.context.engine.reset(&state, self.policy.cr4_allowed);
+            self.context.regs = state.general;
             self.vcpu.clear_hold(hold::OFFLINE | hold::BLOCKED);
         }
     }

@@ -27,6 +27,7 @@ use crate::event::exception;
 use crate::exit::Exit;
 use crate::machine::X86;
 use crate::percpu::{self, PerCpu, Resident};
+use crate::policy::GuestPolicy;
 use crate::segment::SegmentRegister;
 use crate::{host, power, reap};
 
@@ -40,6 +41,7 @@ struct Running<'a> {
     resident: &'a Resident,
     domain: &'a Domain<X86>,
     vcpu: &'a Vcpu<X86>,
+    policy: &'a GuestPolicy,
     context: &'a mut Context,
 }
 
@@ -118,6 +120,13 @@ impl Loaded {
             power::crash(system, &resident.domain);
             return None;
         }
+        if !context.take_waiting(&resident.domain, resident.domain.machine.policy.settle()) {
+            log::error!(target: "vcpu", "{} vCPU {}: its registers are not of its CPU policy; the domain is stopped", resident.domain.name, vcpu.id.0);
+            context.engine.unload();
+            *vcpu.machine.context.lock() = Some(context);
+            power::crash(system, &resident.domain);
+            return None;
+        }
         cpu.note_domain(Some(resident.domain.id));
         cpu.take_timers(vcpu);
         context.engine.set_guard(percpu::is_shared().then(|| crate::machine::clock().ticks(GUARD)));
@@ -151,7 +160,9 @@ impl Loaded {
     fn run(&mut self, system: &'static System<X86>, cpu: &'static PerCpu, decided: Nanos) {
         let Some(vcpu) = self.resident.vcpu() else { return };
         let domain = &*self.resident.domain;
-        let mut running = Running { system, cpu, resident: &self.resident, domain, vcpu, context: &mut self.context };
+        let policy = domain.machine.policy.settle();
+        let mut running =
+            Running { system, cpu, resident: &self.resident, domain, vcpu, policy, context: &mut self.context };
         enter_state(vcpu, State::Running, decided);
         vcpu.machine.presence.begin();
         cpu.passage.begin();
@@ -179,7 +190,7 @@ impl Loaded {
 
 /// Takes a vCPU's registers out. They may still be in the CPU that it ran on last, which is asked for them then: it does not run the vCPU any
 /// more, and is not kept from answering by anything that this CPU has.
-fn registers(vcpu: &Vcpu<X86>) -> Box<Context> {
+pub(crate) fn registers(vcpu: &Vcpu<X86>) -> Box<Context> {
     let mut asked = false;
     loop {
         if let Some(context) = vcpu.machine.context.lock().take() {

@@ -15,7 +15,7 @@ impl Running<'_> {
     #[inline]
     pub(super) fn read_msr(&mut self) -> Next {
         let msr = self.context.regs.rcx as u32;
-        let value = match self.domain.machine.msr.read(msr, &self.context.msrs) {
+        let value = match self.policy.msr.read(msr, &self.context.msrs) {
             MsrRead::Value(value) => Ok(value),
             MsrRead::Device(device) => self.read_device(device),
             MsrRead::Gp => Err(GeneralProtection),
@@ -34,7 +34,7 @@ impl Running<'_> {
     pub(super) fn write_msr(&mut self) -> Next {
         let msr = self.context.regs.rcx as u32;
         let value = self.context.regs.edx_eax();
-        let outcome = match self.domain.machine.msr.write(msr, value, &mut self.context.msrs) {
+        let outcome = match self.policy.msr.write(msr, value, &mut self.context.msrs) {
             MsrWrite::Done => Ok(()),
             MsrWrite::Device(device) => self.write_device(device, value),
             MsrWrite::HypercallPage(frame) => self.write_hypercall_page(Gfn(frame)),

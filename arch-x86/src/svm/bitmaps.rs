@@ -28,10 +28,15 @@ pub fn make(memory: &'static Memory, ports: &Ports, msr: &MsrPolicy) -> Option<B
     for (index, word) in words.iter().copied().chain(beyond).enumerate() {
         window.write_u64(HostPhys(base + index as u64 * 8), word).ok()?;
     }
+    fill_msrs(memory, &bitmaps, msr)?;
+    Some(bitmaps)
+}
+
+/// Has the MSRs of another policy in a domain's map. No vCPU of it has run.
+pub fn fill_msrs(memory: &Memory, bitmaps: &Bitmaps, msr: &MsrPolicy) -> Option<()> {
     let mut map = Box::new([0xffu8; MSRPM_BYTES]);
     fill_msr_map(&mut map, msr.passthrough());
-    window.copy_to(bitmaps.msrs.mfn().phys(), &map[..]).ok()?;
-    Some(bitmaps)
+    memory.window().copy_to(bitmaps.msrs.mfn().phys(), &map[..]).ok()
 }
 
 /// Two bits an MSR: a read exits, a write exits.

@@ -9,19 +9,18 @@ use super::entry;
 use super::events::{injected, interrupted};
 use super::exit::{Told, read_code, told};
 use super::vmcb::{TlbControl, VmcbFrame, intercept};
-use crate::cpu::registers::{PAT_AT_RESET, cr0, efer, rflags};
+use crate::cpu::registers::{cr0, efer, rflags};
 use crate::decode::Mode;
 use crate::engine::{CpuEngine, HostState, Resources};
 use crate::event::{Event, Pending};
 use crate::exit::Exit;
 use crate::policy::msr::DeviceMsr;
 use crate::regs::GuestRegs;
-use crate::segment::{Segment, SegmentAccess, SegmentRegister, StartState};
+use crate::segment::{Segment, SegmentRegister};
+use crate::state::{CpuState, TableRegister};
 
 /// CR0 bits that the guest only sees: caches stay on.
 const CR0_SHADOWED: u64 = cr0::CD | cr0::NW;
-const DR6_AT_RESET: u64 = 0xffff_0ff0;
-const DR7_AT_RESET: u64 = 0x400;
 /// DR6.BS: a single step was taken.
 const SINGLE_STEP: u64 = 1 << 14;
 
@@ -120,8 +119,8 @@ impl SvmVcpu {
     /// Takes this vCPU off this CPU: every exit leaves its state in the VMCB.
     pub fn unload(&mut self) {}
 
-    /// Controls and guest state of a vCPU that starts at `start`.
-    pub fn reset(&mut self, start: &StartState) {
+    /// Controls and guest state of a vCPU that goes on from `state`. Each write of CR4 exits: what the guest may set in it is checked there.
+    pub fn reset(&mut self, state: &CpuState, _cr4_allowed: u64) {
         let Resources { ports, msrs, root, .. } = self.resources;
         let vmcb = &mut *self.vmcb;
         vmcb.set_up(ports.phys(), msrs.phys(), root.phys());
@@ -132,33 +131,27 @@ impl SvmVcpu {
         vmcb.set_waiting_interrupt(false);
         vmcb.set_injected_event(0);
         vmcb.set_shadow(false);
-        vmcb.set_cr2(0);
-        vmcb.set_cr4(0);
-        vmcb.set_efer(efer::SVME);
-        vmcb.set_pat(PAT_AT_RESET);
-        vmcb.set_dr6(DR6_AT_RESET);
-        vmcb.set_dr7(DR7_AT_RESET);
-        vmcb.set_rip(start.rip);
-        vmcb.set_rsp(0);
-        vmcb.set_rflags(2);
-        vmcb.set_sysenter_cs(0);
-        vmcb.set_sysenter_esp(0);
-        vmcb.set_sysenter_eip(0);
-        vmcb.reset_descriptor_tables();
+        vmcb.set_cr2(state.cr2);
+        vmcb.set_cr4(state.cr4);
+        vmcb.set_efer(state.efer | efer::SVME);
+        vmcb.set_pat(state.pat);
+        vmcb.set_dr6(state.dr6);
+        vmcb.set_dr7(state.dr7);
+        vmcb.set_rip(state.rip);
+        vmcb.set_rsp(state.general.rsp);
+        vmcb.set_rflags(state.rflags);
+        vmcb.set_sysenter_cs(state.sysenter_cs);
+        vmcb.set_sysenter_esp(state.sysenter_esp);
+        vmcb.set_sysenter_eip(state.sysenter_eip);
+        vmcb.set_descriptor_tables(state.gdtr, state.idtr);
         for register in SegmentRegister::ALL {
-            let segment = match register {
-                SegmentRegister::Cs => start.code,
-                SegmentRegister::Tr => start.task,
-                SegmentRegister::Ldtr => Segment { access: SegmentAccess::UNUSABLE, ..Segment::default() },
-                _ => start.data,
-            };
-            vmcb.set_segment(register, segment);
+            vmcb.set_segment(register, state.segment(register));
         }
         self.window = false;
         self.nmi_blocked = false;
         self.single_step = false;
-        self.set_cr3(0);
-        self.set_cr0(start.cr0);
+        self.set_cr3(state.cr3);
+        self.set_cr0(state.cr0);
     }
 
     /// Enters the guest and says why it came back. A pending event is injected.
@@ -416,6 +409,26 @@ impl SvmVcpu {
 
     /// Under nested paging the CPU reads them from memory at every walk (APM Vol. 2, 15.25.10).
     pub fn set_pdptes(&mut self, _values: [u64; 4]) {}
+
+    pub fn cr2(&self) -> u64 {
+        self.vmcb.cr2()
+    }
+
+    pub fn dr7(&self) -> u64 {
+        self.vmcb.dr7()
+    }
+
+    pub fn dr6(&self) -> Option<u64> {
+        Some(self.vmcb.dr6())
+    }
+
+    pub fn gdtr(&self) -> TableRegister {
+        self.vmcb.gdtr()
+    }
+
+    pub fn idtr(&self) -> TableRegister {
+        self.vmcb.idtr()
+    }
 
     pub fn pat(&self) -> u64 {
         self.vmcb.pat()

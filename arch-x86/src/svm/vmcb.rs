@@ -9,6 +9,7 @@ use mm::addr::HostPhys;
 use mm::{Clean, Frames, Memory};
 
 use crate::segment::{Segment, SegmentAccess, SegmentRegister};
+use crate::state::TableRegister;
 
 /// Clean bits (15.15.3): which parts of the VMCB are as the CPU saw them last.
 pub mod clean {
@@ -400,11 +401,19 @@ impl Vmcb {
         self.control.clean &= !clean::SEGMENTS;
     }
 
-    /// Both descriptor tables as after a reset.
-    pub fn reset_descriptor_tables(&mut self) {
-        let empty = SavedSegment { selector: 0, attributes: 0, limit: 0xffff, base: 0 };
-        self.save.gdtr = empty;
-        self.save.idtr = empty;
+    pub fn gdtr(&self) -> TableRegister {
+        TableRegister { base: self.save.gdtr.base, limit: self.save.gdtr.limit as u16 }
+    }
+
+    pub fn idtr(&self) -> TableRegister {
+        TableRegister { base: self.save.idtr.base, limit: self.save.idtr.limit as u16 }
+    }
+
+    pub fn set_descriptor_tables(&mut self, gdtr: TableRegister, idtr: TableRegister) {
+        let saved =
+            |TableRegister { base, limit }| SavedSegment { selector: 0, attributes: 0, limit: limit.into(), base };
+        self.save.gdtr = saved(gdtr);
+        self.save.idtr = saved(idtr);
         self.control.clean &= !clean::DESCRIPTOR_TABLES;
     }
 

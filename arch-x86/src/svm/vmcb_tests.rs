@@ -68,7 +68,9 @@ fn no_setter_leaves_a_stale_part_behind() {
         ("set_intercept", |vmcb| vmcb.set_intercept(intercept::HLT, true)),
         ("set_waiting_interrupt", |vmcb| vmcb.set_waiting_interrupt(true)),
         ("set_base", |vmcb| vmcb.set_base(SegmentRegister::Fs, 5)),
-        ("reset_descriptor_tables", Vmcb::reset_descriptor_tables),
+        ("set_descriptor_tables", |vmcb| {
+            vmcb.set_descriptor_tables(TableRegister { base: 5, limit: 6 }, TableRegister::default())
+        }),
         ("forget", Vmcb::forget),
     ];
     for (name, set) in others {

@@ -23,6 +23,12 @@ pub fn make(memory: &'static Memory, ports: &Ports, msr: &MsrPolicy) -> Option<B
     for (index, word) in words.iter().enumerate() {
         window.write_u64(HostPhys(base + index as u64 * 8), *word).ok()?;
     }
+    fill_msrs(memory, &bitmaps, msr)?;
+    Some(bitmaps)
+}
+
+/// Has the MSRs of another policy in a domain's bitmap. No vCPU of it has run.
+pub fn fill_msrs(memory: &Memory, bitmaps: &Bitmaps, msr: &MsrPolicy) -> Option<()> {
     let mut bits = Box::new([0xffu8; mm::PAGE_SIZE]);
     for row in msr.passthrough() {
         let base = match row.msr {
@@ -38,6 +44,5 @@ pub fn make(memory: &'static Memory, ports: &Ports, msr: &MsrPolicy) -> Option<B
             bits[2048 + byte] &= !(1 << bit);
         }
     }
-    window.copy_to(bitmaps.msrs.mfn().phys(), &bits[..]).ok()?;
-    Some(bitmaps)
+    memory.window().copy_to(bitmaps.msrs.mfn().phys(), &bits[..]).ok()
 }

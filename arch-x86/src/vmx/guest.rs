@@ -8,14 +8,15 @@ use super::decode_exit;
 use super::entry::{self, Entered};
 use super::field::*;
 use super::vmcs::{self, Vmcs, VmxError, read, write};
-use crate::cpu::registers::{PAT_AT_RESET, cr0, cr4, efer, rflags};
+use crate::cpu::registers::{cr0, cr4, efer, rflags};
 use crate::engine::{HostState, Resources};
 use crate::event::{Event, Pending, SoftwareKind, exception};
 use crate::exit::Exit;
 use crate::msr::{rdmsr, wrmsr};
 use crate::policy::msr::DeviceMsr;
 use crate::regs::GuestRegs;
-use crate::segment::{Segment, SegmentAccess, SegmentRegister, StartState};
+use crate::segment::{Segment, SegmentAccess, SegmentRegister};
+use crate::state::{CpuState, TableRegister};
 
 /// CR0 bits that stay Corten's: NE is fixed by VMX, CD and NW are shadowed.
 const CR0_OWNED: u64 = cr0::NE | cr0::CD | cr0::NW;
@@ -124,15 +125,14 @@ impl VmxVcpu {
         self.vmcs.release();
     }
 
-    /// Controls and guest state of a vCPU that starts at `start`. It is current.
-    pub fn reset(&mut self, start: &StartState) {
+    /// Controls and guest state of a vCPU that goes on from `state`. It is current.
+    pub fn reset(&mut self, state: &CpuState, cr4_allowed: u64) {
         let r = &self.resources;
         self.primary = self.caps.primary;
         write(PIN_CONTROLS, self.pin);
         write(PRIMARY_CONTROLS, self.primary);
         write(SECONDARY_CONTROLS, self.caps.secondary);
         write(EXIT_CONTROLS, self.caps.exit);
-        write(ENTRY_CONTROLS, self.caps.entry & !EntryControls::IA32E_MODE_GUEST.bits());
         write(EXCEPTION_BITMAP, INTERCEPTED_EXCEPTIONS);
         for field in [
             PAGE_FAULT_MASK,
@@ -145,7 +145,6 @@ impl VmxVcpu {
             TPR_THRESHOLD,
             GUEST_INTERRUPTIBILITY,
             GUEST_ACTIVITY,
-            GUEST_SYSENTER_CS,
         ] {
             write(field, 0u32);
         }
@@ -162,35 +161,31 @@ impl VmxVcpu {
         write(EPT_POINTER, ept_pointer(r.root));
         write(VMCS_LINK_POINTER, u64::MAX);
         write(GUEST_DEBUGCTL, 0u64);
-        write(GUEST_PAT, PAT_AT_RESET);
-        write(GUEST_EFER, 0u64);
+        write(GUEST_PAT, state.pat);
+        self.set_efer_raw(state.efer);
 
         write(CR0_GUEST_HOST_MASK, CR0_OWNED);
-        write(CR4_GUEST_HOST_MASK, !r.cr4_allowed | CR4_OWNED);
-        self.set_cr0_raw(start.cr0);
-        write(CR4_READ_SHADOW, 0u64);
-        write(GUEST_CR4, self.caps.fix_cr4(cr4::MCE));
-        write(GUEST_CR3, 0u64);
-        write(GUEST_DR7, 0x400u64);
-        write(GUEST_RSP, 0u64);
-        write(GUEST_RIP, start.rip);
-        write(GUEST_RFLAGS, 2u64);
+        write(CR4_GUEST_HOST_MASK, !cr4_allowed | CR4_OWNED);
+        self.set_cr0_raw(state.cr0);
+        write(CR4_READ_SHADOW, state.cr4);
+        write(GUEST_CR4, self.caps.fix_cr4(state.cr4 | cr4::MCE));
+        write(GUEST_CR3, state.cr3);
+        self.set_cr2(state.cr2);
+        write(GUEST_DR7, state.dr7);
+        write(GUEST_RSP, state.general.rsp);
+        write(GUEST_RIP, state.rip);
+        write(GUEST_RFLAGS, state.rflags);
         write(GUEST_PENDING_DEBUG, 0u64);
-        write(GUEST_SYSENTER_ESP, 0u64);
-        write(GUEST_SYSENTER_EIP, 0u64);
+        write(GUEST_SYSENTER_CS, state.sysenter_cs as u32);
+        write(GUEST_SYSENTER_ESP, state.sysenter_esp);
+        write(GUEST_SYSENTER_EIP, state.sysenter_eip);
         for register in SegmentRegister::ALL {
-            let segment = match register {
-                SegmentRegister::Cs => start.code,
-                SegmentRegister::Tr => start.task,
-                SegmentRegister::Ldtr => Segment { access: SegmentAccess::UNUSABLE, ..Segment::default() },
-                _ => start.data,
-            };
-            self.set_segment(register, segment);
+            self.set_segment(register, state.segment(register));
         }
-        write(GUEST_GDTR_BASE, 0u64);
-        write(GUEST_GDTR_LIMIT, 0xffffu32);
-        write(GUEST_IDTR_BASE, 0u64);
-        write(GUEST_IDTR_LIMIT, 0xffffu32);
+        write(GUEST_GDTR_BASE, state.gdtr.base);
+        write(GUEST_GDTR_LIMIT, u32::from(state.gdtr.limit));
+        write(GUEST_IDTR_BASE, state.idtr.base);
+        write(GUEST_IDTR_LIMIT, u32::from(state.idtr.limit));
         self.drop_translations();
     }
 
@@ -433,6 +428,27 @@ impl VmxVcpu {
         crate::host::write_cr2(value);
     }
 
+    pub fn cr2(&self) -> u64 {
+        crate::host::read_cr2()
+    }
+
+    pub fn dr7(&self) -> u64 {
+        read(GUEST_DR7)
+    }
+
+    /// VMX leaves it to the host.
+    pub fn dr6(&self) -> Option<u64> {
+        None
+    }
+
+    pub fn gdtr(&self) -> TableRegister {
+        TableRegister { base: read(GUEST_GDTR_BASE), limit: read(GUEST_GDTR_LIMIT) as u16 }
+    }
+
+    pub fn idtr(&self) -> TableRegister {
+        TableRegister { base: read(GUEST_IDTR_BASE), limit: read(GUEST_IDTR_LIMIT) as u16 }
+    }
+
     pub fn pat(&self) -> u64 {
         read(GUEST_PAT)
     }
@@ -453,7 +469,23 @@ impl VmxVcpu {
         })
     }
 
+    /// An MSR that is in the CPU while the vCPU is.
+    fn syscall_msr(msr: DeviceMsr) -> Option<u32> {
+        let [star, lstar, cstar, mask, kernel_gs_base] = SYSCALL_MSRS;
+        Some(match msr {
+            DeviceMsr::Star => star,
+            DeviceMsr::Lstar => lstar,
+            DeviceMsr::Cstar => cstar,
+            DeviceMsr::SyscallMask => mask,
+            DeviceMsr::KernelGsBase => kernel_gs_base,
+            _ => return None,
+        })
+    }
+
     pub fn read_msr(&self, msr: DeviceMsr) -> Option<u64> {
+        if let Some(number) = Self::syscall_msr(msr) {
+            return Some(rdmsr(number));
+        }
         match msr {
             DeviceMsr::SysenterCs => Some(u64::from(read(GUEST_SYSENTER_CS))),
             msr => Self::msr_field(msr).map(read),
@@ -461,6 +493,11 @@ impl VmxVcpu {
     }
 
     pub fn write_msr(&mut self, msr: DeviceMsr, value: u64) -> Option<()> {
+        if let Some(number) = Self::syscall_msr(msr) {
+            // SAFETY: Corten executes no SYSCALL or SWAPGS: these registers mean nothing to it. Who writes has checked what the register takes.
+            unsafe { wrmsr(number, value) };
+            return Some(());
+        }
         match msr {
             DeviceMsr::SysenterCs => write(GUEST_SYSENTER_CS, value as u32),
             msr => write(Self::msr_field(msr)?, value),

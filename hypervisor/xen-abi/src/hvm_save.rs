@@ -57,7 +57,7 @@ pub struct Header {
 pub const HVM_FILE_MAGIC: u32 = 0x5438_1286;
 pub const HVM_FILE_VERSION: u32 = 1;
 
-/// A vCPU's registers. Segment attributes are in the VMX format (bits 0-7 and 12-15 of the descriptor, bit 16 unusable).
+/// A vCPU's registers. Segment attributes are 12 bits: type, S, DPL, P, AVL, L, D/B, G; a segment that is not present cannot be used.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Cpu {

@@ -150,6 +150,12 @@ impl LapicInbox {
         self.startup.load(Ordering::Acquire) & WAITING != 0
     }
 
+    /// The vCPU is started otherwise than by a SIPI, and waits for none; it does not run, and nobody posts to it.
+    pub fn start(&self) {
+        self.startup.store(0, Ordering::Release);
+        self.attention.fetch_and(!STARTUP, Ordering::AcqRel);
+    }
+
     // What the CPU that runs the vCPU does.
 
     /// Publishes a changed identity.

@@ -1,0 +1,154 @@
+//! The CPU policies of this machine, and a domain's, which the toolstack may change until it runs.
+
+use core::arch::x86_64::__cpuid_count;
+
+use alloc::vec::Vec;
+
+use hypervisor::cpu_policy::Refused;
+use hypervisor::domain::Domain;
+use mm::Memory;
+use mm::lock::{Lock, Rank};
+use spin::Once;
+use xen_abi::errno::Errno;
+use xen_abi::x86::{CpuidLeaf, MsrEntry};
+
+use crate::engine::Host;
+use crate::fault::{rdmsr_safe, wrmsr_safe};
+use crate::fpu;
+use crate::machine::X86;
+use crate::policy::GuestPolicy;
+use crate::policy::cpuid::{CpuidOptions, TscInfo};
+use crate::policy::features::{self, Feature};
+use crate::policy::system::SystemPolicies;
+
+/// What every guest's policy on this machine starts from.
+pub struct MachinePolicies {
+    pub engine: Host,
+    pub system: SystemPolicies,
+}
+
+static MACHINE: Once<MachinePolicies> = Once::new();
+
+/// Asks this machine, the first time; from then on [`machine`] answers.
+pub fn find(engine: Host) -> &'static MachinePolicies {
+    MACHINE.call_once(|| {
+        let options =
+            CpuidOptions { xcr0_limit: fpu::switched_states(), without: &withheld(engine), ..CpuidOptions::default() };
+        let cpuid = |leaf, subleaf| __cpuid_count(leaf, subleaf);
+        MachinePolicies { engine, system: SystemPolicies::new(cpuid, read_host_msr, &options) }
+    })
+}
+
+/// `None` before the first domain is made.
+pub fn machine() -> Option<&'static MachinePolicies> {
+    MACHINE.get()
+}
+
+/// Features of this CPU that a guest cannot have: the engine does not let them through, or the state behind them is not
+/// switched between guests.
+pub fn withheld(engine: Host) -> Vec<Feature> {
+    // IA32_SPEC_CTRL is not switched, and commands to the predictors and the cache are not passed on.
+    let mut withheld = engine.withheld();
+    withheld.extend([features::IBRSB, features::IBPB, features::L1D_FLUSH]);
+    withheld
+}
+
+/// An MSR of this CPU, for the guests' policy.
+pub fn read_host_msr(msr: u32) -> Option<u64> {
+    const MICROCODE_REVISION: u32 = 0x8b;
+    if msr == MICROCODE_REVISION {
+        // The revision is loaded by CPUID (SDM Vol. 3, 10.11.7.1).
+        // SAFETY: the register holds nothing but what is loaded into it here.
+        unsafe { wrmsr_safe(MICROCODE_REVISION, 0) };
+        __cpuid_count(1, 0);
+    }
+    rdmsr_safe(msr)
+}
+
+/// A domain's policy: open to change until a vCPU of it first runs, and the same for good from then on. Reading it takes no lock then.
+pub struct DomainPolicy {
+    open: Lock<GuestPolicy>,
+    settled: Once<GuestPolicy>,
+}
+
+impl DomainPolicy {
+    pub const fn new(policy: GuestPolicy) -> DomainPolicy {
+        DomainPolicy { open: Lock::new(Rank::DomainControl, policy), settled: Once::new() }
+    }
+
+    /// What a vCPU runs with. It cannot be changed any more.
+    #[inline]
+    pub fn settle(&self) -> &GuestPolicy {
+        self.settled.call_once(|| self.open.lock().clone())
+    }
+
+    /// What it is now.
+    pub fn now(&self) -> GuestPolicy {
+        self.settled.get().cloned().unwrap_or_else(|| self.open.lock().clone())
+    }
+
+    /// Puts another in its place, which `change` makes of it. EEXIST once a vCPU has run.
+    pub fn change(&self, change: impl FnOnce(&GuestPolicy) -> Result<GuestPolicy, Refused>) -> Result<(), Refused> {
+        let mut open = self.open.lock();
+        // Whoever settles it waits for the lock, or has been here before.
+        if self.settled.is_completed() {
+            return Err(Errno::EEXIST.into());
+        }
+        *open = change(&open)?;
+        Ok(())
+    }
+}
+
+/// Replaces a domain's policy by what the toolstack sends (XEN_DOMCTL_set_cpu_policy); see [`GuestPolicy::with`] for what is refused. EEXIST once a
+/// vCPU of it has run.
+pub fn change(
+    domain: &Domain<X86>,
+    memory: &'static Memory,
+    leaves: &[CpuidLeaf],
+    msrs: &[MsrEntry],
+) -> Result<(), Refused> {
+    let machine = machine().ok_or(Errno::ENODEV)?;
+    domain.machine.policy.change(|present| {
+        let policy = present.with(leaves, msrs, &machine.system.hvm_max)?;
+        machine.engine.change_msrs(memory, &domain.machine.bitmaps, &policy.msr).ok_or(Errno::ENOMEM)?;
+        Ok(policy)
+    })
+}
+
+/// Says how a domain's TSC relates to time (XEN_DOMCTL_settscinfo). EEXIST once a vCPU of it has run.
+pub fn change_tsc(domain: &Domain<X86>, tsc: &TscInfo) -> Result<(), Errno> {
+    let changed = domain.machine.policy.change(|present| {
+        let mut policy = present.clone();
+        policy.cpuid.set_tsc(tsc);
+        Ok(policy)
+    });
+    changed.map_err(|refused| refused.error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::cpuid::CpuidPolicy;
+    use crate::policy::msr::{MsrOptions, MsrPolicy};
+
+    fn policy() -> GuestPolicy {
+        let nothing = |_, _| core::arch::x86_64::CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 };
+        let cpuid = CpuidPolicy::for_domain(nothing, &CpuidOptions::default());
+        let options = MsrOptions { hardware_domain: false, pat_switched: true, physical_bits: 36 };
+        let msr = MsrPolicy::for_domain(|_| None, &cpuid, &options);
+        GuestPolicy::new(cpuid, msr)
+    }
+
+    #[test]
+    fn a_policy_changes_until_it_is_settled() {
+        let domain = DomainPolicy::new(policy());
+        let to = |cr4_allowed| move |old: &GuestPolicy| Ok(GuestPolicy { cr4_allowed, ..old.clone() });
+        assert_eq!(domain.change(to(1)), Ok(()));
+        assert_eq!(domain.now().cr4_allowed, 1);
+        assert_eq!(domain.change(|_| Err(Errno::EINVAL.into())), Err(Errno::EINVAL.into()));
+        assert_eq!(domain.change(to(2)), Ok(()));
+        assert_eq!(domain.settle().cr4_allowed, 2);
+        assert_eq!(domain.change(to(3)), Err(Errno::EEXIST.into()));
+        assert_eq!((domain.settle().cr4_allowed, domain.now().cr4_allowed), (2, 2));
+    }
+}
