@@ -22,6 +22,7 @@ pub mod fault;
 pub mod fpu;
 pub mod guest_paging;
 pub mod host;
+pub mod keys;
 pub mod machine;
 pub mod msr;
 #[cfg(test)]
