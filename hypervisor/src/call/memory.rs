@@ -352,8 +352,8 @@ fn acquire_resource<M: Machine>(
     let kind = match (u32::from(request.r#type), request.id) {
         (XENMEM_RESOURCE_GRANT_TABLE, XENMEM_RESOURCE_GRANT_TABLE_ID_SHARED) => Kind::Entries,
         (XENMEM_RESOURCE_GRANT_TABLE, XENMEM_RESOURCE_GRANT_TABLE_ID_STATUS) => Kind::Status,
-        (XENMEM_RESOURCE_GRANT_TABLE, _) => return Err(Errno::EINVAL),
-        _ => return Err(Errno::EOPNOTSUPP),
+        (XENMEM_RESOURCE_IOREQ_SERVER | XENMEM_RESOURCE_VMTRACE_BUF, _) => return Err(Errno::EOPNOTSUPP),
+        _ => return Err(Errno::EINVAL),
     };
     if request.frame_list.is_null() {
         if request.nr_frames != 0 {

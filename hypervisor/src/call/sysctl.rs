@@ -19,6 +19,8 @@ const PIECE: usize = 256;
 const TOGETHER: u32 = 64;
 const PAGE: u64 = mm::PAGE_SIZE as u64;
 const NANOS_A_MICRO: u64 = 1000;
+/// Nodes that Xen's own toolstack makes room for; a machine is one so far.
+const MOST_NODES: u32 = 64;
 
 pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Result<u64, Errno> {
     let [argument, ..] = arguments;
@@ -97,7 +99,7 @@ fn phys_info<M: Machine>(caller: &Caller<'_, M>) -> PhysInfo {
         nr_cpus: cpus,
         max_cpu_id: cpus.saturating_sub(1),
         nr_nodes: 1,
-        max_node_id: 0,
+        max_node_id: MOST_NODES - 1,
         cpu_khz: machine.tsc_khz(),
         capabilities: XEN_SYSCTL_PHYSCAP_HVM
             | XEN_SYSCTL_PHYSCAP_HAP
@@ -352,6 +354,79 @@ mod tests {
         assert_eq!(read(&mut dom0, true, None, 4096), (0, 300, 200));
         assert_eq!(read(&mut dom0, false, None, 4096), (0, 300, 0));
         assert_eq!(read(&mut dom0, true, None, 0), (0, 300, 0));
+    }
+
+    fn ask<T: FromBytes + IntoBytes + Immutable>(running: &mut Running, cmd: u32, request: &mut T) -> i64 {
+        let mut op = Sysctl { cmd, interface_version: VERSION, ..Default::default() };
+        op.u.set(request);
+        let result = sysctl(running, &mut op);
+        *request = op.u.get();
+        result
+    }
+
+    #[test]
+    fn the_machine_is_described() {
+        let mut dom0 = dom0(0);
+        let mut info = PhysInfo::default();
+        assert_eq!(ask(&mut dom0, XEN_SYSCTL_PHYSINFO, &mut info), 0);
+        let memory = dom0.system.memory;
+        assert_eq!((info.nr_cpus, info.max_cpu_id, info.threads_per_core, info.cores_per_socket), (1, 0, 1, 1));
+        assert_eq!((info.total_pages, info.free_pages), (memory.total_frames(), memory.free_frames()));
+        assert!(info.total_pages > info.free_pages);
+        assert_eq!((info.hw_cap, info.cpu_khz), ([1, 2, 3, 4, 5, 6, 7, 8], 1_000_000));
+        assert_eq!(info.capabilities & XEN_SYSCTL_PHYSCAP_HAP, XEN_SYSCTL_PHYSCAP_HAP);
+        let mut topology = CpuTopoInfo { cputopo: GuestHandle::NULL, ..Default::default() };
+        assert_eq!((ask(&mut dom0, XEN_SYSCTL_CPUTOPOINFO, &mut topology), topology.num_cpus), (0, 1));
+        let mut nodes = NumaInfo { num_nodes: 4, meminfo: GuestHandle::new(page(1)), ..Default::default() };
+        assert_eq!((ask(&mut dom0, XEN_SYSCTL_NUMAINFO, &mut nodes), nodes.num_nodes), (0, 1));
+        assert_eq!(dom0.peek::<MemInfo>(page(1)).memfree, memory.free_frames() * PAGE);
+    }
+
+    #[test]
+    fn domains_are_listed_from_a_number_on() {
+        let mut dom0 = dom0(0);
+        for id in [9, 5] {
+            fake::add_domain(dom0.system, id, 4);
+        }
+        let list = |dom0: &mut Running, first, max_domains| {
+            let mut request = GetDomainInfoList {
+                first_domain: DomainId(first),
+                max_domains,
+                buffer: GuestHandle::new(page(1)),
+                ..Default::default()
+            };
+            assert_eq!(ask(dom0, XEN_SYSCTL_GETDOMAININFOLIST, &mut request), 0);
+            let infos: [xen_abi::domctl::GetDomainInfo; 3] = dom0.peek(page(1));
+            infos[..request.num_domains as usize].iter().map(|info| info.domain.0).collect::<Vec<_>>()
+        };
+        assert_eq!(list(&mut dom0, 0, 3), [0, 5, 9]);
+        assert_eq!(list(&mut dom0, 1, 1), [5]);
+        assert_eq!(list(&mut dom0, 6, 3), [9]);
+        assert_eq!(list(&mut dom0, 10, 3), []);
+    }
+
+    #[test]
+    fn there_is_one_pool_with_one_scheduler() {
+        let mut dom0 = dom0(0);
+        let mut pool = |op, cpupool_id| {
+            let mut request = CpupoolOp { op, cpupool_id, ..Default::default() };
+            request.cpumap.bitmap = GuestHandle::new(page(1));
+            request.cpumap.nr_bits = 8;
+            (ask(&mut dom0, XEN_SYSCTL_CPUPOOL_OP, &mut request), request.n_dom, dom0.peek::<u8>(page(1)))
+        };
+        assert_eq!(pool(XEN_SYSCTL_CPUPOOL_OP_INFO, 0), (0, 1, 1));
+        assert_eq!(pool(XEN_SYSCTL_CPUPOOL_OP_INFO, 1).0, Errno::ENOENT.as_return());
+        assert_eq!(pool(XEN_SYSCTL_CPUPOOL_OP_FREEINFO, 0), (0, 0, 0));
+        assert_eq!(pool(XEN_SYSCTL_CPUPOOL_OP_CREATE, 0).0, Errno::EOPNOTSUPP.as_return());
+        let mut limit = |cmd, micros| {
+            let sched_id = scheduling::number(sched::Kind::Credit2);
+            let mut request = SchedulerOp { sched_id, cmd, u: [micros, 0], ..Default::default() };
+            (ask(&mut dom0, XEN_SYSCTL_SCHEDULER_OP, &mut request), request.u[0])
+        };
+        assert_eq!(limit(XEN_SYSCTL_SCHEDOP_GETINFO, 0), (0, 1000));
+        assert_eq!(limit(XEN_SYSCTL_SCHEDOP_PUTINFO, 2000).0, 0);
+        assert_eq!(limit(XEN_SYSCTL_SCHEDOP_PUTINFO, 99).0, Errno::EINVAL.as_return());
+        assert_eq!(limit(XEN_SYSCTL_SCHEDOP_GETINFO, 0), (0, 2000));
     }
 
     #[test]

@@ -5,6 +5,8 @@ mod info;
 mod life;
 mod memory;
 pub(super) mod scheduling;
+#[cfg(test)]
+mod tests;
 
 use alloc::sync::Arc;
 
