@@ -48,6 +48,8 @@ pub struct Control {
     handle: Lock<DomainHandle>,
     pauses: AtomicU32,
     dying: AtomicBool,
+    /// It has run, or could have.
+    finished: AtomicBool,
     /// The scheduler knows its vCPUs (XEN_DOMCTL_max_vcpus).
     admitted: AtomicBool,
     /// Weight and cap, in 16 bits each.
@@ -71,6 +73,7 @@ impl Control {
             handle: Lock::new(Rank::DomainControl, handle),
             pauses: AtomicU32::new(0),
             dying: AtomicBool::new(false),
+            finished: AtomicBool::new(!made.by_toolstack),
             admitted: AtomicBool::new(false),
             share: AtomicU32::new(Weight::DEFAULT.get().into()),
             pool: AtomicU64::new(0),
@@ -102,8 +105,18 @@ impl Control {
         before.map(|count| count == 1).map_err(|_| Errno::EINVAL)
     }
 
+    /// The domain is let run for the first time: from here on what it is made of does not change.
+    pub fn finish(&self) {
+        self.finished.store(true, Ordering::Release);
+    }
+
     pub fn is_paused(&self) -> bool {
         self.pauses.load(Ordering::Acquire) != 0
+    }
+
+    /// It may have run: what it is made of does not change any more.
+    pub fn is_finished(&self) -> bool {
+        self.finished.load(Ordering::Acquire)
     }
 
     /// The domain is on its way out, and gets nothing more.

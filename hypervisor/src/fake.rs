@@ -18,11 +18,13 @@ use xen_abi::domctl::CreateDomain;
 use xen_abi::errno::Errno;
 use xen_abi::memory::{E820_RAM, E820_RESERVED, E820Entry};
 use xen_abi::types::{DomainId, VcpuId};
+use xen_abi::x86::{CpuidLeaf, MsrEntry};
 
 pub use audit::{all_frames, check_address_space, destroy};
 pub use running::Running;
 
 use crate::control::{Control, Made};
+use crate::cpu_policy::{CpuPolicy, Refused};
 use crate::domain::{Domain, Parts, Privilege};
 use crate::event::EventChannels;
 use crate::grant::{GrantTable, Limits};
@@ -77,6 +79,8 @@ pub struct Fake {
     pub ratelimit: Mutex<Nanos>,
     /// Of all vCPUs.
     pub affinity: Mutex<Affinity>,
+    pub policy: Mutex<CpuPolicy>,
+    pub state: Mutex<Vec<u8>>,
 }
 
 impl Default for Fake {
@@ -93,6 +97,8 @@ impl Default for Fake {
             wallclock: Mutex::default(),
             ratelimit: Mutex::new(Nanos::from_micros(1000)),
             affinity: Mutex::new(Affinity::ANY),
+            policy: Mutex::default(),
+            state: Mutex::new(vec![7; 40]),
         }
     }
 }
@@ -286,6 +292,50 @@ impl Machine for Fake {
 
     fn call_out(&self, _domain: &Domain<Self>, vcpu: &Vcpu<Self>) {
         self.tell(Told::CallOut(vcpu.id));
+    }
+
+    fn system_policy(&self, index: u32) -> Result<CpuPolicy, Errno> {
+        if index < 2 { Ok(self.policy.lock().unwrap().clone()) } else { Err(Errno::EINVAL) }
+    }
+
+    fn system_features(&self, index: u32) -> Result<Vec<u32>, Errno> {
+        if index < 2 { Ok((index..index + 21).collect()) } else { Err(Errno::EINVAL) }
+    }
+
+    fn policy(&self, _domain: &Domain<Self>) -> CpuPolicy {
+        self.policy.lock().unwrap().clone()
+    }
+
+    fn set_policy(&self, _domain: &Domain<Self>, leaves: &[CpuidLeaf], msrs: &[MsrEntry]) -> Result<(), Refused> {
+        if let Some(bad) = leaves.iter().find(|leaf| leaf.leaf > 0x100) {
+            return Err(Refused::leaf(Errno::ERANGE, bad.leaf, bad.subleaf));
+        }
+        *self.policy.lock().unwrap() = CpuPolicy { leaves: leaves.to_vec(), msrs: msrs.to_vec() };
+        Ok(())
+    }
+
+    fn save(
+        &self,
+        _context: &mut Context,
+        domain: &Domain<Self>,
+        record: Option<(u16, u16)>,
+    ) -> Result<Vec<u8>, Errno> {
+        assert!(domain.vcpus.iter().all(|vcpu| !vcpu.is_runnable()));
+        let state = self.state.lock().unwrap();
+        match record {
+            None => Ok(state.clone()),
+            Some((2, 0)) => Ok(state[..16].to_vec()),
+            Some(_) => Err(Errno::ENOENT),
+        }
+    }
+
+    fn restore(&self, _context: &mut Context, domain: &Domain<Self>, state: &[u8]) -> Result<(), Errno> {
+        assert!(domain.vcpus.iter().all(|vcpu| !vcpu.is_runnable()));
+        if state.len() < 16 {
+            return Err(Errno::EINVAL);
+        }
+        *self.state.lock().unwrap() = state.to_vec();
+        Ok(())
     }
 
     fn cpu_of(&self, _vcpu: &Vcpu<Self>) -> CpuId {

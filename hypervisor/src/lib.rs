@@ -25,6 +25,7 @@ pub mod build;
 pub mod call;
 pub mod console;
 pub mod control;
+pub mod cpu_policy;
 pub mod domain;
 pub mod event;
 #[cfg(test)]

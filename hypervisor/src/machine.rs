@@ -1,6 +1,7 @@
 //! What `hypervisor` needs of a machine. `arch-x86` implements it; [`crate::fake`] does so for tests.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt::{self, Debug};
 
 use mm::addr::GuestPhys;
@@ -10,7 +11,9 @@ use sched::{Affinity, CpuId, CpuPlace, Nanos};
 use xen_abi::domctl::CreateDomain;
 use xen_abi::errno::Errno;
 use xen_abi::types::{DomainId, VcpuId};
+use xen_abi::x86::{CpuidLeaf, MsrEntry};
 
+use crate::cpu_policy::{CpuPolicy, Refused};
 use crate::domain::{Domain, Privilege};
 use crate::vcpu::Vcpu;
 
@@ -218,6 +221,32 @@ pub trait Machine: Sized + Send + Sync + 'static {
 
     /// The CPU on which the vCPU runs, or ran last.
     fn cpu_of(&self, vcpu: &Vcpu<Self>) -> CpuId;
+
+    // ---- what a domain's vCPUs are like ----
+
+    /// A policy of the machine's (`XEN_SYSCTL_CPU_POLICY_*`). EOPNOTSUPP or EINVAL for one that there is not.
+    fn system_policy(&self, index: u32) -> Result<CpuPolicy, Errno>;
+
+    /// The features of such a policy (`XEN_SYSCTL_CPU_FEATURESET_*`), in the words of Xen's `cpufeatureset.h`. Errors as for the policy.
+    fn system_features(&self, index: u32) -> Result<Vec<u32>, Errno>;
+
+    fn policy(&self, domain: &Domain<Self>) -> CpuPolicy;
+
+    /// Gives a domain that has never run another policy.
+    fn set_policy(&self, domain: &Domain<Self>, leaves: &[CpuidLeaf], msrs: &[MsrEntry]) -> Result<(), Refused>;
+
+    /// The state of a domain's vCPUs and virtual devices as `hvm/save.h` has it, or the one record of this kind and instance. All of the vCPUs are
+    /// held; `context` is the caller's own. ENOENT for a record that there is not, ENOMEM.
+    fn save(
+        &self,
+        context: &mut Self::Context,
+        domain: &Domain<Self>,
+        record: Option<(u16, u16)>,
+    ) -> Result<Vec<u8>, Errno>;
+
+    /// Gives a domain, all of whose vCPUs are held, this state; vCPUs of which there is one are online then. EINVAL for what is no such state or
+    /// cannot be, and nothing is changed then.
+    fn restore(&self, context: &mut Self::Context, domain: &Domain<Self>, state: &[u8]) -> Result<(), Errno>;
 
     // ---- the scheduler ----
 

@@ -8,7 +8,7 @@ use xen_abi::sysctl::*;
 use xen_abi::types::DomainId;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::call::domctl::{describe, scheduling, write_cpus};
+use crate::call::domctl::{describe, policy, scheduling, write_cpus};
 use crate::hypercall::{Arguments, Caller};
 use crate::machine::Machine;
 use crate::teardown;
@@ -59,6 +59,8 @@ fn serve<M: Machine>(caller: &mut Caller<'_, M>, op: &mut Sysctl) -> Result<(), 
         XEN_SYSCTL_PCITOPOINFO => answer(caller, op, pci_nodes),
         XEN_SYSCTL_CPUPOOL_OP => answer(caller, op, cpu_pools),
         XEN_SYSCTL_SCHEDULER_OP => answer(caller, op, scheduler),
+        XEN_SYSCTL_GET_CPU_POLICY => answer(caller, op, cpu_policy),
+        XEN_SYSCTL_GET_CPU_FEATURESET => answer(caller, op, features),
         // What a CPU shows to programs cannot be levelled, and need not be: domains have policies.
         XEN_SYSCTL_GET_CPU_LEVELLING_CAPS => {
             op.u.set(&CpuLevellingCaps { caps: 0 });
@@ -163,6 +165,23 @@ fn pci_nodes<M: Machine>(caller: &mut Caller<'_, M>, request: &mut PciTopoInfo) 
         caller.read_at(request.devs, index)?;
         caller.write_at(request.nodes, index, &XEN_INVALID_NODE_ID)?;
     }
+    Ok(())
+}
+
+fn cpu_policy<M: Machine>(caller: &mut Caller<'_, M>, request: &mut CpuPolicy) -> Result<(), Errno> {
+    if request.reserved != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let found = caller.system.machine.system_policy(request.index)?;
+    request.nr_leaves = policy::tell(caller, &found.leaves, request.leaves, request.nr_leaves)?;
+    request.nr_msrs = policy::tell(caller, &found.msrs, request.msrs, request.nr_msrs)?;
+    Ok(())
+}
+
+/// Words of a featureset, as many as there is room for; without a buffer, how many there are. ENOBUFS if there are more than that.
+fn features<M: Machine>(caller: &mut Caller<'_, M>, request: &mut CpuFeatureset) -> Result<(), Errno> {
+    let words = caller.system.machine.system_features(request.index)?;
+    request.nr_features = policy::tell(caller, &words, request.features, request.nr_features)?;
     Ok(())
 }
 

@@ -133,6 +133,7 @@ pub(super) fn unpause<M: Machine>(caller: &Caller<'_, M>, domain: &Arc<Domain<M>
     if !domain.control.is_admitted() {
         return Err(Errno::EINVAL);
     }
+    domain.control.finish();
     if domain.control.unpause()? {
         release_all(caller.system, domain, hold::PAUSED);
     }

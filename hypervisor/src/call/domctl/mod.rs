@@ -1,9 +1,11 @@
 //! DOMCTL: what the toolstack does with domains. One layout for both widths.
 
 mod bitmap;
+mod context;
 mod info;
 mod life;
 mod memory;
+pub(super) mod policy;
 pub(super) mod scheduling;
 #[cfg(test)]
 mod tests;
@@ -28,6 +30,8 @@ enum Answer {
     Done,
     /// The argument has something to tell.
     Tell,
+    /// The same, though nothing came of it.
+    TellAndFail(Errno),
     /// There is more to do, and others get a chance first.
     Again,
 }
@@ -43,6 +47,10 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
     match serve(caller, &mut op)? {
         Answer::Done => {}
         Answer::Tell => caller.write(handle, &op)?,
+        Answer::TellAndFail(errno) => {
+            caller.write(handle, &op)?;
+            return Err(errno);
+        }
         Answer::Again => return Ok(Outcome::Continue(arguments)),
     }
     Ok(Outcome::Return(0))
@@ -82,6 +90,11 @@ fn serve<M: Machine>(caller: &mut Caller<'_, M>, op: &mut Domctl) -> Result<Answ
         XEN_DOMCTL_GET_PAGING_MEMPOOL_SIZE => memory::pool(domain, op),
         XEN_DOMCTL_SET_PAGING_MEMPOOL_SIZE => memory::set_pool(domain, op.u.get()),
         XEN_DOMCTL_SHADOW_OP => memory::shadow_op(domain, op),
+        XEN_DOMCTL_GET_CPU_POLICY => policy::get(caller, domain, op),
+        XEN_DOMCTL_SET_CPU_POLICY => policy::set(caller, domain, op),
+        XEN_DOMCTL_GETHVMCONTEXT => context::get(caller, domain, op),
+        XEN_DOMCTL_GETHVMCONTEXT_PARTIAL => context::get_one(caller, domain, op),
+        XEN_DOMCTL_SETHVMCONTEXT => context::set(caller, domain, op.u.get()),
         XEN_DOMCTL_SETVCPUAFFINITY => scheduling::set_affinity(caller, domain, op.u.get()),
         XEN_DOMCTL_GETVCPUAFFINITY => scheduling::affinity(caller, domain, op.u.get()),
         XEN_DOMCTL_SETNODEAFFINITY => scheduling::set_node_affinity(caller, op.u.get()),
