@@ -24,6 +24,7 @@ pub mod area;
 pub mod build;
 pub mod call;
 pub mod console;
+pub mod cpu_policy;
 pub mod domain;
 pub mod event;
 #[cfg(test)]
