@@ -37,7 +37,7 @@ use crate::fault::{rdmsr_safe, wrmsr_safe};
 use crate::fpu::{self, FpuArea};
 use crate::machine::{self, Number, X86, X86Domain, X86Vcpu};
 use crate::percpu;
-use crate::policy::cpuid::{CpuidOptions, CpuidPolicy, TscInfo};
+use crate::policy::cpuid::{CpuidOptions, CpuidPolicy, Topology, TscInfo};
 use crate::policy::features::{self, Feature};
 use crate::policy::msr::{MsrOptions, MsrPolicy, VcpuMsrs};
 use crate::regs::GuestRegs;
@@ -226,7 +226,7 @@ fn cpuid_policy(host: EngineHost, domain: DomainId, vcpus: u32, tsc_mode: u32) -
         |leaf, subleaf| -> CpuidResult { __cpuid_count(leaf, subleaf) },
         &CpuidOptions {
             domain,
-            max_vcpus: vcpus,
+            topology: Topology::Vcpus(vcpus),
             tsc: TscInfo {
                 emulated: false,
                 reliable: true,

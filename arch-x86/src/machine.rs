@@ -6,6 +6,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use hypervisor::cpu_policy::{CpuPolicy, Refused};
 use hypervisor::domain::{Callback, Domain, Privilege};
 use hypervisor::machine::{Access, ClockScale, DeviceRequest, Hardware, Machine, PhysicalCpu, Width};
 use hypervisor::system::System;
@@ -18,6 +19,7 @@ use spin::Once;
 use xen_abi::domctl::CreateDomain;
 use xen_abi::errno::Errno;
 use xen_abi::types::DomainId;
+use xen_abi::x86::{CpuidLeaf, MsrEntry};
 
 use crate::context::{Context, GuestTables};
 use crate::engine::{Bitmaps, Host, Nested};
@@ -493,6 +495,30 @@ impl Machine for X86 {
 
     fn call_out(&self, _domain: &Domain<Self>, vcpu: &Vcpu<Self>) {
         vcpu.machine.call_out();
+    }
+
+    fn system_policy(&self, _index: u32) -> Result<CpuPolicy, Errno> {
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    fn system_features(&self, _index: u32) -> Result<Vec<u32>, Errno> {
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    fn policy(&self, _domain: &Domain<Self>) -> CpuPolicy {
+        CpuPolicy::default()
+    }
+
+    fn set_policy(&self, _domain: &Domain<Self>, _leaves: &[CpuidLeaf], _msrs: &[MsrEntry]) -> Result<(), Refused> {
+        Err(Errno::EOPNOTSUPP.into())
+    }
+
+    fn save(&self, _: &mut Context, _domain: &Domain<Self>, _: Option<(u16, u16)>) -> Result<Vec<u8>, Errno> {
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    fn restore(&self, _: &mut Context, _domain: &Domain<Self>, _state: &[u8]) -> Result<(), Errno> {
+        Err(Errno::EOPNOTSUPP)
     }
 
     fn cpu_of(&self, vcpu: &Vcpu<Self>) -> CpuId {

@@ -3,6 +3,7 @@
 //! What may be shown is in three tables: feature bits in [`super::features`], whole leaves in [`FROM_HOST`], extended
 //! states in [`super::xstate`]. Everything else reads as zero, leaves beyond the highest included.
 
+use alloc::vec::Vec;
 use core::arch::x86_64::CpuidResult;
 
 use xen_abi::types::{DomainId, VcpuId};
@@ -15,6 +16,7 @@ use xen_abi::x86::{
 
 use super::Vendor;
 use super::features::{self, Feature, FeatureSet};
+use super::wire::{self, Leaves};
 use super::xstate::{XCR0_AVX, XCR0_AVX512, XCR0_PKRU, XState};
 
 /// `[eax, ebx, ecx, edx]`.
@@ -22,20 +24,24 @@ pub type Leaf = [u32; 4];
 
 /// The highest basic leaf shown. What lies above tells frequencies, traces, enclaves and AMX: nothing a guest is given.
 /// The frequency leaves 0x15 and 0x16 would also have Linux take the crystal for the local APIC's clock.
-const MAX_BASIC: u32 = 0xd;
+pub const MAX_BASIC: u32 = 0xd;
 /// A guest has an emulated x2APIC on every host, and its topology is in leaf 0xB.
 const MIN_BASIC: u32 = 0xb;
 const BASIC: usize = MAX_BASIC as usize + 1;
 
-const FIRST_EXTENDED: u32 = 0x8000_0000;
-const MAX_EXTENDED_AMD: u32 = 0x8000_0021;
+pub const FIRST_EXTENDED: u32 = 0x8000_0000;
+pub const MAX_EXTENDED_AMD: u32 = 0x8000_0021;
 const MAX_EXTENDED_INTEL: u32 = 0x8000_0008;
 const EXTENDED: usize = 0x22;
 
 /// Cache descriptions that are kept of leaf 4.
-const CACHES: usize = 8;
+pub const CACHES: usize = 6;
 /// Subleaves of leaf 7 that are kept.
-const STRUCTURED: usize = 3;
+pub const STRUCTURED: usize = 3;
+/// The highest of them.
+pub const LAST_STRUCTURED: u32 = STRUCTURED as u32 - 1;
+/// Levels of leaf 0xB.
+pub const LEVELS: usize = 2;
 const HYPERVISOR: usize = XEN_CPUID_MAX_NUM_LEAVES as usize + 1;
 const TIME: usize = 3;
 
@@ -83,13 +89,22 @@ pub struct TscInfo {
     pub shift: i8,
 }
 
+/// What CPUID says of threads, cores and who shares a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topology {
+    /// So many vCPUs, at least one.
+    Vcpus(u32),
+    /// As the host has it, for the toolstack to make a guest's of; leaf 0xB is left out.
+    Host,
+}
+
 /// What a domain's policy depends on besides the host.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuidOptions<'a> {
     /// The domain that it is for.
     pub domain: DomainId,
-    /// The most vCPUs it may have; at least one.
-    pub max_vcpus: u32,
+    /// How its vCPUs are laid out.
+    pub topology: Topology,
     /// Major and minor version of Xen that is answered.
     pub version: (u16, u16),
     /// The domain's TSC.
@@ -108,7 +123,7 @@ impl Default for CpuidOptions<'_> {
     fn default() -> Self {
         CpuidOptions {
             domain: DomainId::DOM0,
-            max_vcpus: 1,
+            topology: Topology::Vcpus(1),
             version: (4, 20),
             tsc: TscInfo::default(),
             xcr0_limit: u64::MAX,
@@ -149,61 +164,109 @@ pub struct CpuidPolicy {
     structured: [Leaf; STRUCTURED],
     hypervisor: [Leaf; HYPERVISOR],
     time: [Leaf; TIME],
+    topology: [Leaf; LEVELS],
     xstate: XState,
-    vcpus: u32,
-    apic_id_bits: u32,
 }
 
 impl CpuidPolicy {
     /// Computes a domain's policy. `host` is the CPUID instruction: `(leaf, subleaf)` to the four registers.
     pub fn for_domain(host: impl Fn(u32, u32) -> CpuidResult, options: &CpuidOptions) -> CpuidPolicy {
-        let host_basic = host(0, 0).eax;
-        let host_extended = host(FIRST_EXTENDED, 0).eax;
-        // Intel answers a leaf beyond the highest with the highest one's data: do not ask.
-        let host = |leaf: u32, subleaf: u32| match leaf {
-            0..FIRST_EXTENDED if leaf > host_basic => [0; 4],
-            FIRST_EXTENDED.. if leaf > host_extended => [0; 4],
-            _ => {
-                let CpuidResult { eax, ebx, ecx, edx } = host(leaf, subleaf);
-                [eax, ebx, ecx, edx]
-            }
-        };
+        let host = within(host);
+        let (host_basic, host_extended) = (host(0, 0)[0], host(FIRST_EXTENDED, 0)[0]);
         let vendor = Vendor::of(host(0, 0));
-        let xstate = XState::of_host(host, options.xcr0_limit);
-        let vcpus = options.max_vcpus.max(1);
+        let xstate = XState::of_host(&host, options.xcr0_limit);
+        let features = shown_features(&host, &xstate, options);
+        let mut policy = CpuidPolicy::compose(vendor, features, xstate, &host);
+        policy.hypervisor = hypervisor_leaves(options, host(0x8000_0008, 0)[0]);
+        policy.time = time_leaves(&options.tsc);
+        let highest = host_basic.clamp(MIN_BASIC, MAX_BASIC);
+        policy.update(0, 0, |own| own[0] = highest);
+        let max_extended = if vendor == Vendor::Amd { MAX_EXTENDED_AMD } else { MAX_EXTENDED_INTEL };
+        policy.update(FIRST_EXTENDED, 0, |own| own[0] = host_extended.min(max_extended));
+        policy.update(0x7, 0, |own| own[0] = host(0x7, 0)[0].min(LAST_STRUCTURED));
+        policy.limit_addresses(options.physical_bits);
+        match options.topology {
+            Topology::Vcpus(vcpus) => policy.place_topology(host, vcpus.max(1)),
+            Topology::Host => policy.take_topology(host),
+        }
+        policy
+    }
+
+    /// These features and states, and around them what else may be shown of the leaves that `seen` answers. Topology is left out.
+    fn compose(vendor: Vendor, features: FeatureSet, xstate: XState, seen: impl Fn(u32, u32) -> Leaf) -> CpuidPolicy {
         let mut policy = CpuidPolicy {
             vendor,
-            features: shown_features(host, &xstate, options),
+            features,
             basic: [[0; 4]; BASIC],
             extended: [[0; 4]; EXTENDED],
             caches: [[0; 4]; CACHES],
             structured: [[0; 4]; STRUCTURED],
-            hypervisor: hypervisor_leaves(options, host(0x8000_0008, 0)[0]),
-            time: time_leaves(&options.tsc),
+            hypervisor: [[0; 4]; HYPERVISOR],
+            time: [[0; 4]; TIME],
+            topology: [[0; 4]; LEVELS],
             xstate,
-            vcpus,
-            apic_id_bits: vcpus.saturating_mul(2).checked_next_power_of_two().map_or(31, u32::trailing_zeros),
         };
         for &(leaf, masks) in FROM_HOST {
-            let seen = host(leaf, 0);
+            let seen = seen(leaf, 0);
             policy.update(leaf, 0, |own| combine(own, seen, masks));
         }
-        let [_, ebx, ecx, edx] = host(0, 0);
-        policy.update(0, 0, |own| *own = [host_basic.clamp(MIN_BASIC, MAX_BASIC), ebx, ecx, edx]);
-        let max_extended = if vendor == Vendor::Amd { MAX_EXTENDED_AMD } else { MAX_EXTENDED_INTEL };
-        let [_, ebx, ecx, edx] = host(FIRST_EXTENDED, 0);
-        policy.update(FIRST_EXTENDED, 0, |own| *own = [host_extended.min(max_extended), ebx, ecx, edx]);
-        policy.update(0x7, 0, |own| own[0] = host(0x7, 0)[0].min(2));
+        // The highest leaves, and the vendor.
+        for leaf in [0, FIRST_EXTENDED] {
+            let seen = seen(leaf, 0);
+            policy.update(leaf, 0, |own| *own = seen);
+        }
         policy.place_features();
-        policy.place_topology(host);
-        policy.limit_addresses(options.physical_bits);
         policy
+    }
+
+    /// This policy with what the toolstack wants in its place, as XEN_DOMCTL_set_cpu_policy has it: features, names, caches and topology.
+    /// What goes beyond `most` is cut off. The leaves of the hypervisor stay as they are.
+    ///
+    /// A highest leaf or another vendor cannot be had by leaving something out: those are refused, by the leaf that says so.
+    pub fn with(&self, wanted: &Leaves, most: &CpuidPolicy) -> Result<CpuidPolicy, (u32, u32)> {
+        let seen = |leaf, subleaf| wanted.answer(leaf, subleaf);
+        for leaf in [0, FIRST_EXTENDED] {
+            if seen(leaf, 0)[0] > most.answer(leaf, 0, &Dynamic::default())[0] {
+                return Err((leaf, XEN_CPUID_NO_SUBLEAF));
+            }
+        }
+        if seen(0x7, 0)[0] > most.answer(0x7, 0, &Dynamic::default())[0] {
+            return Err((0x7, 0));
+        }
+        if seen(0, 0)[1..] != most.answer(0, 0, &Dynamic::default())[1..] {
+            return Err((0, XEN_CPUID_NO_SUBLEAF));
+        }
+        let mut features = FeatureSet::of_host(seen);
+        features.intersect(&most.features);
+        features.set(features::HYPERVISOR);
+        features.settle();
+        let xstate = most.xstate.limited_to(states_of(&features));
+        let mut policy = CpuidPolicy::compose(self.vendor, features, xstate, seen);
+        (policy.hypervisor, policy.time, policy.topology) = (self.hypervisor, self.time, self.topology);
+        policy.update(0x7, 0, |own| own[0] = seen(0x7, 0)[0]);
+        let [most_widths, ..] = most.answer(0x8000_0008, 0, &Dynamic::default());
+        policy.narrow_addresses(most_widths);
+        policy.take_topology(seen);
+        if seen(0xb, 0)[1] & 0xffff != 0 {
+            policy.topology = [0, 1].map(|level| {
+                let [eax, ebx, ecx, _] = seen(0xb, level);
+                [eax & 0x1f, ebx & 0xffff, ecx & 0xff00, 0]
+            });
+        }
+        Ok(policy)
+    }
+
+    /// How the domain's TSC relates to time from now on (XEN_DOMCTL_settscinfo).
+    pub fn set_tsc(&mut self, tsc: &TscInfo) {
+        self.time = time_leaves(tsc);
     }
 
     /// What the guest's CPUID instruction returns.
     #[inline]
     pub fn answer(&self, leaf: u32, subleaf: u32, now: &Dynamic) -> Leaf {
         match leaf {
+            // Beyond the highest there is nothing, whatever is kept here.
+            1..=MAX_BASIC if leaf > self.highest_basic() => [0; 4],
             0x1 => self.version_and_features(now),
             0x4 => pick(&self.caches, subleaf),
             0x7 => self.structured_features(subleaf, now),
@@ -213,6 +276,7 @@ impl CpuidPolicy {
             0x4000_0003 => pick(&self.time, subleaf),
             0x4000_0004 => self.hvm_leaf(now),
             XEN_CPUID_FIRST_LEAF..=0x4000_00ff => pick(&self.hypervisor, leaf & 0xff),
+            0x8000_0001..=MAX_EXTENDED_AMD if leaf > self.highest_extended() => [0; 4],
             0x8000_0001 => self.extended_features(now),
             FIRST_EXTENDED..=MAX_EXTENDED_AMD => pick(&self.extended, leaf & 0xff),
             _ => [0; 4],
@@ -234,6 +298,21 @@ impl CpuidPolicy {
         &self.xstate
     }
 
+    /// The domain's physical address width.
+    pub fn physical_bits(&self) -> u8 {
+        pick(&self.extended, 8)[0] as u8
+    }
+
+    #[inline]
+    fn highest_basic(&self) -> u32 {
+        pick(&self.basic, 0)[0]
+    }
+
+    #[inline]
+    fn highest_extended(&self) -> u32 {
+        pick(&self.extended, 0)[0]
+    }
+
     /// The bits of CR4 that the domain may not set, for want of the feature (SDM Vol. 3, 2.5).
     pub fn cr4_reserved(&self) -> u64 {
         /// VME, PVI, TSD, DE, PSE, PAE, MCE, PGE, PCE, OSFXSR, OSXMMEXCPT: on every 64-bit CPU.
@@ -253,29 +332,10 @@ impl CpuidPolicy {
             .fold(ALWAYS, |bits, (_, bit)| bits | 1 << (bit & 63))
     }
 
-    /// Every leaf that is not zero, as the toolstack reads it (XEN_DOMCTL_get_cpu_policy). What follows a vCPU's state is
-    /// as after a reset.
-    pub fn leaves(&self) -> impl Iterator<Item = CpuidLeaf> + '_ {
+    /// Every leaf, as the toolstack reads them (XEN_DOMCTL_get_cpu_policy). What follows a vCPU's state is as after a reset.
+    pub fn leaves(&self) -> Vec<CpuidLeaf> {
         let reset = Dynamic { xcr0: 1, apic_enabled: true, long_mode: true, ..Dynamic::default() };
-        let ranges = (0..=MAX_BASIC).chain(XEN_CPUID_FIRST_LEAF..=0x4000_0005).chain(FIRST_EXTENDED..=MAX_EXTENDED_AMD);
-        ranges
-            .flat_map(|leaf| {
-                let count = match leaf {
-                    0x4 => CACHES as u32,
-                    0x7 => STRUCTURED as u32,
-                    0xb => 2,
-                    0xd => 64,
-                    0x4000_0003 => TIME as u32,
-                    _ => 0,
-                };
-                let alone = (count == 0).then_some((leaf, XEN_CPUID_NO_SUBLEAF));
-                alone.into_iter().chain((0..count).map(move |subleaf| (leaf, subleaf)))
-            })
-            .map(move |(leaf, subleaf)| {
-                let [a, b, c, d] = self.answer(leaf, if subleaf == XEN_CPUID_NO_SUBLEAF { 0 } else { subleaf }, &reset);
-                CpuidLeaf { leaf, subleaf, a, b, c, d }
-            })
-            .filter(|l| l.a | l.b | l.c | l.d != 0)
+        wire::serialise(|leaf, subleaf| self.answer(leaf, subleaf, &reset))
     }
 
     #[inline]
@@ -301,15 +361,10 @@ impl CpuidPolicy {
         [eax, ebx, ecx, edx]
     }
 
-    /// Leaf 0xB (SDM Vol. 2A, CPUID): each vCPU a core of its own with one thread, every other APIC id left out.
+    /// Leaf 0xB (SDM Vol. 2A, CPUID).
     fn topology(&self, subleaf: u32, apic_id: u32) -> Leaf {
-        const THREAD: u32 = 1 << 8;
-        const CORE: u32 = 2 << 8;
-        match subleaf {
-            0 => [1, 1, THREAD, apic_id],
-            1 => [self.apic_id_bits, self.vcpus, CORE | 1, apic_id],
-            _ => [0, 0, subleaf & 0xff, apic_id],
-        }
+        let [eax, ebx, ecx, _] = pick(&self.topology, subleaf);
+        [eax, ebx, ecx | subleaf & 0xff, apic_id]
     }
 
     fn extended_state(&self, subleaf: u32, now: &Dynamic) -> Leaf {
@@ -341,6 +396,7 @@ impl CpuidPolicy {
         let (table, index): (&mut [Leaf], u32) = match leaf {
             0x4 => (&mut self.caches, subleaf),
             0x7 => (&mut self.structured, subleaf),
+            0xb => (&mut self.topology, subleaf),
             // Leaf 0xD is answered by `xstate` alone.
             0xd => return,
             FIRST_EXTENDED..=MAX_EXTENDED_AMD => (&mut self.extended, leaf & 0xff),
@@ -368,10 +424,13 @@ impl CpuidPolicy {
         }
     }
 
-    /// How many threads, cores and sharers there are, in the leaves that older software counts by.
-    fn place_topology(&mut self, host: impl Fn(u32, u32) -> Leaf) {
-        let ids = 1u32.checked_shl(self.apic_id_bits).unwrap_or(u32::MAX);
-        let (vcpus, id_bits) = (self.vcpus, self.apic_id_bits);
+    /// Each vCPU a core of its own with one thread, every other APIC id left out. The leaves that older software counts by say the same.
+    fn place_topology(&mut self, host: impl Fn(u32, u32) -> Leaf, vcpus: u32) {
+        const THREAD: u32 = 1 << 8;
+        const CORE: u32 = 2 << 8;
+        let id_bits = vcpus.saturating_mul(2).checked_next_power_of_two().map_or(31, u32::trailing_zeros);
+        let ids = 1u32.checked_shl(id_bits).unwrap_or(u32::MAX);
+        self.topology = [[1, 1, THREAD, 0], [id_bits, vcpus, CORE, 0]];
         self.update(0x1, 0, |own| own[1] |= ids.min(255) << 16);
         if self.vendor == Vendor::Amd {
             // NC and ApicIdSize.
@@ -391,15 +450,69 @@ impl CpuidPolicy {
         }
     }
 
+    /// Caches and topology as `seen` has them, apart from leaf 0xB.
+    fn take_topology(&mut self, seen: impl Fn(u32, u32) -> Leaf) {
+        const LOGICAL_PROCESSORS: u32 = 0xff << 16;
+        let [_, ebx, ..] = seen(0x1, 0);
+        self.update(0x1, 0, |own| own[1] |= ebx & LOGICAL_PROCESSORS);
+        let [_, _, sizes, _] = seen(0x8000_0008, 0);
+        if self.vendor == Vendor::Amd {
+            const NC_AND_APIC_ID_SIZE: u32 = 0xf0ff;
+            self.update(0x8000_0008, 0, |own| own[2] = sizes & NC_AND_APIC_ID_SIZE);
+        } else {
+            for (index, own) in (0..).zip(self.caches.iter_mut()) {
+                let cache = seen(0x4, index);
+                if cache[0] & 0x1f == 0 {
+                    break;
+                }
+                *own = cache;
+            }
+        }
+    }
+
     fn limit_addresses(&mut self, physical_bits: Option<u8>) {
-        /// Five-level paging is not shown.
-        const LINEAR_BITS: u32 = 48;
+        let [eax, ..] = pick(&self.extended, 8);
+        let physical = physical_bits.map_or(eax & 0xff, |limit| u32::from(limit).min(eax & 0xff));
+        self.update(0x8000_0008, 0, |own| own[0] = physical | (eax >> 8 & 0xff).min(LINEAR_BITS) << 8);
+    }
+
+    /// Takes the address widths back to what can be had, `most` being EAX of leaf 0x80000008.
+    fn narrow_addresses(&mut self, most: u32) {
+        /// What paging needs at the least (SDM Vol. 3, 4.1.4: without the leaf a CPU with PAE has 36).
+        const LEAST: u32 = 36;
+        let physical = most & 0xff;
+        let linear = if self.features.has(features::LM) { most >> 8 & 0xff } else { 32 };
         self.update(0x8000_0008, 0, |own| {
-            let [eax, ..] = *own;
-            let physical = physical_bits.map_or(eax & 0xff, |limit| u32::from(limit).min(eax & 0xff));
-            own[0] = physical | (eax >> 8 & 0xff).min(LINEAR_BITS) << 8;
+            let wanted = own[0] & 0xff;
+            own[0] = wanted.max(LEAST).min(physical) | linear << 8;
         });
     }
+}
+
+/// The CPUID instruction within its highest leaves: beyond the highest basic one Intel answers with that one's data.
+pub fn within(host: impl Fn(u32, u32) -> CpuidResult) -> impl Fn(u32, u32) -> Leaf {
+    let (basic, extended) = (host(0, 0).eax, host(FIRST_EXTENDED, 0).eax);
+    move |leaf, subleaf| match leaf {
+        0..FIRST_EXTENDED if leaf > basic => [0; 4],
+        FIRST_EXTENDED.. if leaf > extended => [0; 4],
+        _ => {
+            let CpuidResult { eax, ebx, ecx, edx } = host(leaf, subleaf);
+            [eax, ebx, ecx, edx]
+        }
+    }
+}
+
+/// Five-level paging is not shown.
+const LINEAR_BITS: u32 = 48;
+
+/// The features that go with a state of XCR0 that the guest may not enable.
+const STATES: &[(u64, Feature)] =
+    &[(XCR0_AVX, features::AVX), (XCR0_AVX512, features::AVX512F), (XCR0_PKRU, features::PKU)];
+
+/// The states that go with these features.
+fn states_of(features: &FeatureSet) -> u64 {
+    let missing = STATES.iter().filter(|(_, feature)| !features.has(*feature));
+    missing.fold(u64::MAX, |states, (state, _)| states & !state)
 }
 
 /// The features of the host that this domain is shown, and those that it has from the hypervisor.
@@ -407,9 +520,6 @@ fn shown_features(host: impl Fn(u32, u32) -> Leaf, xstate: &XState, options: &Cp
     /// Emulated, whatever the host has.
     const EMULATED: &[Feature] =
         &[features::APIC, features::X2APIC, features::TSC_DEADLINE, features::HTT, features::HYPERVISOR];
-    /// The features that go with a state that the guest may not enable.
-    const STATES: &[(u64, Feature)] =
-        &[(XCR0_AVX, features::AVX), (XCR0_AVX512, features::AVX512F), (XCR0_PKRU, features::PKU)];
     let mut set = FeatureSet::of_host(host);
     for &feature in EMULATED {
         set.set(feature);
@@ -468,4 +578,4 @@ fn pick(table: &[Leaf], index: u32) -> Leaf {
 
 #[cfg(test)]
 #[path = "cpuid_tests.rs"]
-mod tests;
+pub(super) mod tests;

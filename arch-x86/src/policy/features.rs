@@ -95,6 +95,11 @@ words! {
     18: 0x80000021, 0, ECX { TSA_SQ_NO = 1, TSA_L1_NO = 2 }
 }
 
+/// The leaf of a word that is in none.
+const NO_LEAF: u32 = 0xffff_ffff;
+/// The first of the two words of IA32_ARCH_CAPABILITIES.
+const CAPABILITIES: usize = 16;
+
 /// What goes with a feature when it goes: the second needs the first. Rows are in order, so that a chain falls in one pass.
 const NEEDS: &[(Feature, &[Feature])] = &[
     (XSAVE, &[AVX, PKU, XSAVEOPT, XSAVEC, XGETBV1, XSAVES]),
@@ -162,6 +167,24 @@ impl FeatureSet {
         set
     }
 
+    /// Every feature of this host, with a name here or without.
+    pub fn raw(host: impl Fn(u32, u32) -> [u32; 4]) -> FeatureSet {
+        let mut set = FeatureSet::default();
+        for (value, word) in set.0.iter_mut().zip(WORDS.iter()).filter(|(_, word)| word.leaf != NO_LEAF) {
+            *value = host(word.leaf, word.subleaf).get(word.register).copied().unwrap_or_default();
+        }
+        set
+    }
+
+    /// With IA32_ARCH_CAPABILITIES in its two words, as the toolstack has it.
+    pub fn with_capabilities(mut self, value: u64) -> FeatureSet {
+        let [low, high] = [value as u32, (value >> 32) as u32];
+        for (own, half) in self.0.iter_mut().skip(CAPABILITIES).zip([low, high]) {
+            *own = half;
+        }
+        self
+    }
+
     /// Whether the feature is there.
     pub fn has(&self, feature: Feature) -> bool {
         self.0.get(feature.word).is_some_and(|word| word & feature.mask != 0)
@@ -179,6 +202,11 @@ impl FeatureSet {
         if let Some(word) = self.0.get_mut(feature.word) {
             *word &= !feature.mask;
         }
+    }
+
+    /// Takes away what the other set has not.
+    pub fn intersect(&mut self, other: &FeatureSet) {
+        self.0.iter_mut().zip(other.0).for_each(|(own, other)| *own &= other);
     }
 
     /// Takes away what cannot be without something that is missing.

@@ -19,12 +19,16 @@
 
 pub mod cpuid;
 pub mod features;
+pub mod guest;
 pub mod msr;
 mod msr_table;
 pub mod mtrr;
+pub mod system;
+pub mod wire;
 pub mod xstate;
 
-pub use cpuid::{CpuidOptions, CpuidPolicy, Dynamic, TscInfo};
+pub use cpuid::{CpuidOptions, CpuidPolicy, Dynamic, Topology, TscInfo};
+pub use guest::GuestPolicy;
 pub use msr::{DeviceMsr, MsrOptions, MsrPolicy, MsrRead, MsrWrite, Passthrough, VcpuMsrs};
 
 /// Who made the CPU, as far as CPUID and MSRs differ by it. Hygon counts as AMD, Zhaoxin as Intel.

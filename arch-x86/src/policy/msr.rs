@@ -11,6 +11,7 @@ use super::cpuid::CpuidPolicy;
 use super::features::{self, Feature};
 use super::msr_table::{self, Check, Read, Row, Through, Write, when};
 use super::mtrr::{self, Mtrr};
+use super::wire;
 
 /// A write here asks for the hypercall page at the address written. CPUID leaf 0x40000002 tells its number.
 pub const XEN_HYPERCALL_PAGE: u32 = 0x4000_0000;
@@ -159,25 +160,7 @@ impl MsrPolicy {
     /// Computes a domain's policy: what its CPUID promises is there. `host` reads an MSR of this machine, or nothing if
     /// that faults; for IA32_BIOS_SIGN_ID (0x8b) it answers with the microcode revision.
     pub fn for_domain(host: impl Fn(u32) -> Option<u64>, cpuid: &CpuidPolicy, options: &MsrOptions) -> MsrPolicy {
-        /// A row is there if any of the features is.
-        const ON_FEATURE: &[(u16, &[Feature])] = &[
-            (when::RDTSCP, &[features::RDTSCP]),
-            (when::SPEC_CONTROL, &[features::IBRSB, features::IBRS, features::AMD_STIBP, features::AMD_SSBD]),
-            (when::PREDICTOR_COMMAND, &[features::IBRSB, features::IBPB]),
-            (when::FLUSH_COMMAND, &[features::L1D_FLUSH]),
-            (when::ARCH_CAPABILITIES, &[features::ARCH_CAPS]),
-            (when::XSAVES, &[features::XSAVES]),
-            (when::TSC_ADJUST, &[features::TSC_ADJUST]),
-        ];
-        let mut holds = match cpuid.vendor() {
-            Vendor::Intel => when::INTEL,
-            Vendor::Amd => when::AMD,
-        };
-        for (bit, any) in ON_FEATURE {
-            if any.iter().any(|&feature| cpuid.features().has(feature)) {
-                holds |= bit;
-            }
-        }
+        let mut holds = conditions(cpuid);
         if options.hardware_domain {
             holds |= when::HARDWARE_DOMAIN;
         }
@@ -191,6 +174,27 @@ impl MsrPolicy {
             }
         }
         policy
+    }
+
+    /// This policy for a domain with less in its CPUID, and in its IA32_ARCH_CAPABILITIES.
+    pub fn narrowed(&self, cpuid: &CpuidPolicy, capabilities: u64) -> MsrPolicy {
+        let holds = conditions(cpuid) | self.holds & (when::HARDWARE_DOMAIN | when::PAT_SWITCHED);
+        let mut policy = MsrPolicy { holds, physical_bits: cpuid.physical_bits(), host: self.host };
+        for (value, (msr, _)) in policy.host.iter_mut().zip(msr_table::HOST) {
+            if msr_table::find(msr).is_none_or(|row| row.when & !holds != 0) {
+                *value = 0;
+            }
+            if msr == wire::ARCH_CAPABILITIES {
+                *value &= capabilities;
+            }
+        }
+        policy
+    }
+
+    /// IA32_ARCH_CAPABILITIES, zero where it is not shown.
+    pub fn capabilities(&self) -> u64 {
+        let values = self.host.iter().zip(msr_table::HOST);
+        values.filter(|(_, (msr, _))| *msr == wire::ARCH_CAPABILITIES).map(|(value, _)| *value).sum()
     }
 
     /// What RDMSR does.
@@ -254,6 +258,30 @@ impl MsrPolicy {
     fn is_page_address(&self, value: u64) -> bool {
         value & 0xfff == 0 && value.checked_shr(self.physical_bits.into()).unwrap_or_default() == 0
     }
+}
+
+/// Which conditions for a row hold with these leaves.
+fn conditions(cpuid: &CpuidPolicy) -> u16 {
+    /// A row is there if any of the features is.
+    const ON_FEATURE: &[(u16, &[Feature])] = &[
+        (when::RDTSCP, &[features::RDTSCP]),
+        (when::SPEC_CONTROL, &[features::IBRSB, features::IBRS, features::AMD_STIBP, features::AMD_SSBD]),
+        (when::PREDICTOR_COMMAND, &[features::IBRSB, features::IBPB]),
+        (when::FLUSH_COMMAND, &[features::L1D_FLUSH]),
+        (when::ARCH_CAPABILITIES, &[features::ARCH_CAPS]),
+        (when::XSAVES, &[features::XSAVES]),
+        (when::TSC_ADJUST, &[features::TSC_ADJUST]),
+    ];
+    let mut holds = match cpuid.vendor() {
+        Vendor::Intel => when::INTEL,
+        Vendor::Amd => when::AMD,
+    };
+    for (bit, any) in ON_FEATURE {
+        if any.iter().any(|&feature| cpuid.features().has(feature)) {
+            holds |= bit;
+        }
+    }
+    holds
 }
 
 /// The register, if the MSR is in the x2APIC's range.

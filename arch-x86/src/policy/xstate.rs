@@ -56,6 +56,18 @@ impl XState {
         state
     }
 
+    /// The same with no other states than those in `limit`.
+    pub fn limited_to(mut self, limit: u64) -> XState {
+        self.xcr0 &= limit;
+        for (index, component) in self.components.iter_mut().enumerate() {
+            if self.xcr0 >> (index & 63) & 1 == 0 {
+                *component = Component::default();
+            }
+        }
+        self.largest = self.standard_size(self.xcr0);
+        self
+    }
+
     /// Whether the guest may load `value` into XCR0 (SDM Vol. 1, 13.3).
     pub fn may_enable(&self, value: u64) -> bool {
         let avx512 = value & XCR0_AVX512;
