@@ -8,12 +8,13 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::arch::x86_64::{__cpuid_count, CpuidResult};
 use core::ops::Range;
-use core::sync::atomic::{AtomicU16, Ordering};
 
 use hypervisor::build::elf::Kernel;
+use hypervisor::build::map::Region;
 use hypervisor::build::plan::{Contents, Placement, Share};
 use hypervisor::build::pvh::{GuestWriter, Told, VcpuStart, load_initrd, load_kernel};
 use hypervisor::build::{self, initrd};
+use hypervisor::control::Control;
 use hypervisor::domain::{Domain, Parts, Privilege};
 use hypervisor::event::EventChannels;
 use hypervisor::grant::{GrantTable, Limits};
@@ -21,7 +22,7 @@ use hypervisor::system::System;
 use hypervisor::vcpu::{Vcpu, hold};
 use hypervisor::wallclock;
 use mm::addr::{GuestPhys, Mfn};
-use mm::{P2m, P2mCache, SharedPage};
+use mm::{Memory, P2m, P2mCache, SharedPage};
 use sched::Terms;
 use xen_abi::memory::E820Entry;
 use xen_abi::types::{DomainId, VcpuId};
@@ -30,21 +31,18 @@ use xen_abi::x86::{XEN_HVM_CPUID_EXT_DEST_ID, XEN_HVM_CPUID_IOMMU_MAPPINGS, XEN_
 use crate::acpi::MadeTables;
 use crate::context::{Context, SwitchedRegisters};
 use crate::devices::Devices;
-use crate::engine::{Nested, Resources};
+use crate::engine::{Host as EngineHost, Nested, Resources};
 use crate::event::Pending;
 use crate::fpu::{self, FpuArea};
-use crate::machine::{self, X86, X86Domain, X86Vcpu};
-use crate::percpu::{self, Resident};
+use crate::machine::{self, Number, X86, X86Domain, X86Vcpu};
+use crate::percpu;
 use crate::policies;
 use crate::policy::GuestPolicy;
 use crate::policy::cpuid::{CpuidOptions, CpuidPolicy, Topology, TscInfo};
 use crate::policy::msr::{MsrOptions, MsrPolicy, VcpuMsrs};
 use crate::regs::GuestRegs;
-use crate::startup::Ready;
 use crate::state::CpuState;
 use crate::vdev::vlapic::Vlapic;
-
-const PAGE: u64 = mm::PAGE_SIZE as u64;
 
 /// The image of the kernel in `file`. The error is one line for the user, as all here, without the domain's name.
 pub fn unpack(file: &[u8]) -> Result<Cow<'_, [u8]>, String> {
@@ -137,36 +135,50 @@ pub struct Plan {
     /// The highest port of its event channels.
     pub most_ports: u32,
     pub devices: Devices,
-    pub share: Share,
+    pub grants: Limits,
+    pub control: Control,
+    /// Pages that it has, and that it may have.
+    pub pages: u64,
+    pub max_pages: u64,
+}
+
+/// The memory map of a domain with this share of the machine's memory, as XENMEM_memory_map has it.
+pub fn memory_map(share: &Share) -> Vec<E820Entry> {
+    let entry = |region: &Region| E820Entry {
+        addr: region.start,
+        size: region.end - region.start,
+        r#type: region.kind.to_e820(),
+    };
+    share.map.regions().iter().map(entry).collect()
 }
 
 /// Makes the domain around an address space whose root is `root`; `p2m` gives it away once nothing can fail any more but that.
 pub fn assemble(
-    system: &'static System<X86>,
-    ready: &Ready,
+    memory: &'static Memory,
+    host: EngineHost,
     plan: Plan,
     root: Mfn,
     p2m: impl FnOnce() -> Option<P2m<Nested>>,
 ) -> Result<Domain<X86>, String> {
-    let memory = system.memory;
-    let Plan { id, privilege, name, vcpus: count, share, .. } = plan;
+    let Plan { id, privilege, name, vcpus: count, .. } = plan;
     let is_control = privilege == Privilege::Control;
-    policies::find(ready.engine);
-    let cpuid = cpuid_policy(ready, id, count, plan.tsc_mode);
+    policies::find(host);
+    let cpuid = cpuid_policy(host, id, count, plan.tsc_mode);
     let physical_bits = cpuid.physical_bits();
     let msr = MsrPolicy::for_domain(
         policies::read_host_msr,
         &cpuid,
         &MsrOptions { hardware_domain: is_control, pat_switched: true, physical_bits },
     );
-    let bitmaps = ready.engine.bitmaps(memory, &plan.devices.ports.lock(), &msr).ok_or("no memory for its bitmaps")?;
+    let bitmaps = host.bitmaps(memory, &plan.devices.ports.lock(), &msr).ok_or("no memory for its bitmaps")?;
     let mut vcpus = Vec::new();
     vcpus.try_reserve_exact(count as usize).map_err(|_| NO_MEMORY_FOR_VCPUS)?;
     for id in 0..count {
-        let number = next_number().ok_or("there is no VPID left for its vCPUs; give it fewer")?;
-        let resources = Resources { ports: bitmaps.ports.mfn(), msrs: bitmaps.msrs.mfn(), root, number };
+        let number = Number::take().ok_or("there is no VPID left for its vCPUs; give it fewer")?;
+        let (ports, msrs) = (bitmaps.ports.mfn(), bitmaps.msrs.mfn());
+        let resources = Resources { ports, msrs, root, number: number.get() };
         // SAFETY: the bitmaps and tables live as long as the domain, which its vCPUs are part of; the engine is on.
-        let engine = unsafe { ready.engine.vcpu(memory, resources) }.ok_or(NO_MEMORY_FOR_VCPUS)?;
+        let engine = unsafe { host.vcpu(memory, resources) }.ok_or(NO_MEMORY_FOR_VCPUS)?;
         let (vlapic, inbox) = Vlapic::new(machine::APIC_IDS_A_VCPU * id, id == 0);
         let size = if crate::host::has_xsave() { __cpuid_count(0xd, 0).ecx as usize } else { 512 };
         let context = Context {
@@ -182,21 +194,13 @@ pub fn assemble(
             triple_fault: false,
             waiting: Some(Box::new(CpuState::sipi(0))),
         };
-        vcpus.push(Vcpu::new(VcpuId(id), X86Vcpu::new(inbox, Box::new(context))));
+        vcpus.push(Vcpu::new(VcpuId(id), X86Vcpu::new(inbox, number, Box::new(context))));
     }
 
     let events =
         EventChannels::new(id, count, plan.most_ports).map_err(|why| format!("its event channels: {why:?}"))?;
-    let grants =
-        GrantTable::new(id, Limits::default(), count as usize).map_err(|why| format!("its grant table: {why:?}"))?;
+    let grants = GrantTable::new(id, plan.grants, count as usize).map_err(|why| format!("its grant table: {why:?}"))?;
     let shared_info = SharedPage::allocate(memory, id).map_err(|_| "no memory for shared_info")?;
-    let regions = share.map.regions().iter();
-    let memory_map = regions
-        .map(|region| E820Entry { addr: region.start, size: region.end - region.start, r#type: region.kind.to_e820() })
-        .collect();
-    let pages = share.given.bytes / PAGE;
-    // Dom0 may grow as far as it is told; the others have what they have.
-    let unlimited = if is_control { u64::MAX } else { pages };
     Ok(Domain::new(Parts {
         id,
         privilege,
@@ -207,22 +211,16 @@ pub fn assemble(
         shared_info,
         events,
         grants,
-        memory_map,
-        pages,
-        max_pages: share.limit.map_or(unlimited, |bytes| bytes / PAGE).max(pages),
+        control: plan.control,
+        pages: plan.pages,
+        max_pages: plan.max_pages,
         machine: X86Domain::new(GuestPolicy::new(cpuid, msr), bitmaps, plan.devices),
     }))
 }
 
 const NO_MEMORY_FOR_VCPUS: &str = "no memory for its vCPUs";
 
-/// A number that no vCPU has had so far.
-fn next_number() -> Option<u16> {
-    static NEXT: AtomicU16 = AtomicU16::new(1);
-    NEXT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| next.checked_add(1)).ok()
-}
-
-fn cpuid_policy(ready: &Ready, domain: DomainId, vcpus: u32, tsc_mode: u32) -> CpuidPolicy {
+fn cpuid_policy(host: EngineHost, domain: DomainId, vcpus: u32, tsc_mode: u32) -> CpuidPolicy {
     let clock = machine::clock();
     let scale = clock.scale();
     CpuidPolicy::for_domain(
@@ -242,7 +240,7 @@ fn cpuid_policy(ready: &Ready, domain: DomainId, vcpus: u32, tsc_mode: u32) -> C
                 shift: scale.tsc_shift,
             },
             xcr0_limit: fpu::switched_states(),
-            without: &policies::withheld(ready.engine),
+            without: &policies::withheld(host),
             // As Xen answers where the hardware does not virtualise the local APIC; IOMMU_MAPPINGS it sets whatever IOMMU there is.
             // With EXT_DEST_ID beside it, interrupts reach more than 127 vCPUs.
             hvm_features: XEN_HVM_CPUID_IOMMU_MAPPINGS | XEN_HVM_CPUID_UPCALL_VECTOR | XEN_HVM_CPUID_EXT_DEST_ID,
@@ -262,9 +260,10 @@ pub fn start(
     wallclock::update_wallclock(system, domain);
     for vcpu in &domain.vcpus {
         wallclock::update_vcpu_time(system, domain, vcpu);
-        let resident = Resident { domain: domain.clone(), vcpu: vcpu.id };
-        percpu::adopt(resident, terms).map_err(|_| "no memory for the run queue")?;
     }
+    domain.control.set_share(terms.weight, terms.cap as u16);
+    percpu::adopt(domain, terms).map_err(|_| "no memory for the run queue")?;
+    domain.control.admit();
     let first = domain.vcpu(VcpuId(0)).ok_or("it has no vCPU")?;
     start_first(first, start)?;
     first.clear_hold(hold::OFFLINE);

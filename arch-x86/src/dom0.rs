@@ -14,7 +14,9 @@ use hypervisor::build::dom0_mem::{Dom0Mem, Size};
 use hypervisor::build::map::{Region, RegionKind};
 use hypervisor::build::plan::{Host, Placement, Share};
 use hypervisor::build::pvh::GuestWriter;
+use hypervisor::control::{Control, Made};
 use hypervisor::domain::{Domain, Privilege};
+use hypervisor::grant::Limits;
 use hypervisor::system::System;
 use mm::addr::{Gfn, GuestPhys, HostPhys, Mfn};
 use mm::table::{MemoryType, PageKind};
@@ -252,6 +254,7 @@ fn assemble(
         .collect();
     let io_apics = IoApics::new(&descriptions).map_err(|why| format!("virtual I/O APICs: {why:?}"))?;
 
+    let pages = share.given.bytes / PAGE;
     let plan = Plan {
         id: DomainId::DOM0,
         privilege: Privilege::Control,
@@ -260,10 +263,14 @@ fn assemble(
         tsc_mode: XEN_CPUID_TSC_MODE_NEVER_EMULATE,
         most_ports: u32::MAX,
         devices: Devices::new(io_apics, ports, Some(pci), wanted.hidden_gsi),
-        share,
+        grants: Limits::default(),
+        control: Control::new(Made::AT_BOOT, Default::default(), construct::memory_map(&share)),
+        pages,
+        // It may grow as far as it is told.
+        max_pages: share.limit.map_or(u64::MAX, |bytes| bytes / PAGE).max(pages),
     };
     let root = p2m.root();
-    construct::assemble(system, ready, plan, root, move || Some(p2m))
+    construct::assemble(system.memory, ready.engine, plan, root, move || Some(p2m))
 }
 
 /// RAM and devices, each at its own address.

@@ -3,21 +3,27 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use hypervisor::build::dom0_mem::Size;
 use hypervisor::build::memory::Populated;
 use hypervisor::build::plan::Share;
 use hypervisor::build::pvh::VcpuStart;
 use hypervisor::build::spec::Spec;
+use hypervisor::control::{Control, Made};
 use hypervisor::domain::{Domain, Privilege};
+use hypervisor::grant::Limits;
 use hypervisor::system::System;
-use mm::P2m;
+use mm::{Memory, P2m};
+use xen_abi::domctl::CreateDomain;
+use xen_abi::errno::Errno;
 use xen_abi::types::DomainId;
 use xen_abi::x86::XEN_CPUID_TSC_MODE_DEFAULT;
 
 use crate::acpi;
 use crate::construct::{self, Beginning, Plan};
 use crate::devices::Devices;
+use crate::engine;
 use crate::machine::X86;
 use crate::startup::Ready;
 use crate::vdev::ports::Ports;
@@ -25,6 +31,8 @@ use crate::vdev::vioapic::IoApics;
 
 /// Event channels are numbered up to here, as libxl has it for domains that are not told otherwise.
 const MOST_PORTS: u32 = 1023;
+
+const PAGE: u64 = mm::PAGE_SIZE as u64;
 
 /// What a domain takes beside its memory: tables for it, a 512th at the worst, and what the host notes of it and of each vCPU.
 const OVERHEAD_SHIFT: u32 = 9;
@@ -81,6 +89,7 @@ pub fn build<'a>(
     let start = placed.write(&mut memory, &share)?;
 
     let io_apics = IoApics::new(&[]).map_err(|why| format!("its I/O APICs: {why:?}"))?;
+    let pages = share.given.bytes / PAGE;
     let plan = Plan {
         id,
         privilege: Privilege::Guest,
@@ -89,11 +98,43 @@ pub fn build<'a>(
         tsc_mode: XEN_CPUID_TSC_MODE_DEFAULT,
         most_ports: MOST_PORTS,
         devices: Devices::new(io_apics, Ports::guest(), None, None),
-        share,
+        grants: Limits::default(),
+        control: Control::new(Made::AT_BOOT, Default::default(), construct::memory_map(&share)),
+        pages,
+        max_pages: pages,
     };
     let root = memory.p2m().map_err(|why| format!("its memory: {why:?}"))?.root();
-    let domain = construct::assemble(system, ready, plan, root, move || memory.into_p2m())?;
+    let domain = construct::assemble(system.memory, ready.engine, plan, root, move || memory.into_p2m())?;
     Ok(Built { spec, domain: Arc::new(domain), start })
+}
+
+/// A domain that has nothing but its vCPUs yet, for the toolstack. ENOMEM, or EINVAL for limits that make no sense.
+pub fn create(
+    memory: &'static Memory,
+    host: engine::Host,
+    id: DomainId,
+    privilege: Privilege,
+    config: &CreateDomain,
+) -> Result<Domain<X86>, Errno> {
+    let p2m = P2m::new(host.format(), memory, id)?;
+    let plan = Plan {
+        id,
+        privilege,
+        name: format!("d{}", id.0),
+        vcpus: config.max_vcpus,
+        tsc_mode: XEN_CPUID_TSC_MODE_DEFAULT,
+        most_ports: config.max_evtchn_port,
+        devices: Devices::new(IoApics::new(&[])?, Ports::guest(), None, None),
+        grants: Limits::of(config),
+        control: Control::new(config.into(), config.handle, Vec::new()),
+        pages: 0,
+        max_pages: 0,
+    };
+    let root = p2m.root();
+    construct::assemble(memory, host, plan, root, move || Some(p2m)).map_err(|why| {
+        log::warn!(target: "domain", "domain {} cannot be created: {why}", id.0);
+        Errno::ENOMEM
+    })
 }
 
 impl Built<'_> {

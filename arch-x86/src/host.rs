@@ -1,7 +1,10 @@
 //! What this host CPU has and how Corten's own code waits on it.
 
 use core::arch::asm;
+use core::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
 use core::sync::atomic::{AtomicBool, Ordering};
+
+use hypervisor::machine::Hardware;
 
 static RDTSCP: AtomicBool = AtomicBool::new(false);
 static XSAVE: AtomicBool = AtomicBool::new(false);
@@ -131,4 +134,26 @@ pub fn read_cr4() -> u64 {
 pub unsafe fn write_cr4(value: u64) {
     // SAFETY: by the caller's promise.
     unsafe { x86_64::registers::control::Cr4::write_raw(value) };
+}
+
+/// What the toolstack is told of this CPU.
+pub fn hardware() -> Hardware {
+    let basic = |leaf: u32, subleaf: u32| {
+        if __cpuid(0).eax >= leaf {
+            __cpuid_count(leaf, subleaf)
+        } else {
+            CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 }
+        }
+    };
+    let highest = __cpuid(0x8000_0000).eax;
+    let extended = |leaf: u32| {
+        if highest >= leaf { __cpuid(leaf) } else { CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 } }
+    };
+    let (one, seven, state) = (basic(1, 0), basic(7, 0), basic(0xd, 1));
+    let (first, power, sizes) = (extended(0x8000_0001), extended(0x8000_0007), extended(0x8000_0008));
+    Hardware {
+        has_iommu: false,
+        address_bits: if sizes.eax & 0xff != 0 { sizes.eax as u8 } else { 36 },
+        features: [one.edx, one.ecx, first.edx, first.ecx, state.eax, seven.ebx, seven.ecx, power.edx],
+    }
 }

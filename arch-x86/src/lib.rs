@@ -23,6 +23,7 @@ pub mod fpu;
 pub mod guest_paging;
 pub mod host;
 pub mod hvm_context;
+pub mod keys;
 pub mod machine;
 pub mod msr;
 #[cfg(test)]

@@ -2,27 +2,34 @@
 
 use alloc::boxed::Box;
 use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use hypervisor::domain::{Callback, Domain};
-use hypervisor::machine::{Access, ClockScale, DeviceRequest, Machine, PhysicalCpu, Width};
+use hypervisor::cpu_policy::{CpuPolicy, Refused};
+use hypervisor::domain::{Callback, Domain, Privilege};
+use hypervisor::machine::{Access, ClockScale, DeviceRequest, Hardware, Machine, PhysicalCpu, Width};
 use hypervisor::system::System;
 use hypervisor::vcpu::{Vcpu, hold};
 use mm::addr::GuestPhys;
 use mm::lock::{Lock, Rank};
-use mm::{Flush, P2mCache};
-use sched::{CpuId, Nanos, Presence, VcpuKey};
+use mm::{Flush, Memory, P2mCache};
+use sched::{Affinity, CpuId, Nanos, Presence, Terms, VcpuKey};
 use spin::Once;
+use xen_abi::domctl::CreateDomain;
 use xen_abi::errno::Errno;
+use xen_abi::types::DomainId;
+use xen_abi::x86::{CpuidLeaf, MsrEntry};
 
 use crate::context::{Context, GuestTables};
-use crate::engine::{Bitmaps, Nested};
+use crate::engine::{Bitmaps, Host, Nested};
 use crate::guest_paging::{self, Purpose};
-use crate::percpu;
-use crate::policies::DomainPolicy;
+use crate::percpu::{self, Retirement};
+use crate::policies::{self, DomainPolicy};
 use crate::policy::GuestPolicy;
 use crate::time::Clock;
 use crate::vdev::vlapic::{Delivery, LapicInbox, Message, Posted, Target};
+use crate::{hvm_context, state};
 
 /// The log target of what domains other than Dom0 write to their consoles.
 pub const GUEST_CONSOLE: &str = "guest console";
@@ -59,6 +66,7 @@ impl X86 {
     }
 }
 
+static ENGINE: Once<Host> = Once::new();
 static CLOCK: Once<Clock> = Once::new();
 static SYSTEM: Once<System<X86>> = Once::new();
 
@@ -66,6 +74,11 @@ static SYSTEM: Once<System<X86>> = Once::new();
 #[inline]
 pub fn clock() -> Clock {
     CLOCK.get().copied().unwrap_or_default()
+}
+
+/// The engine that vCPUs made from now on have.
+pub fn set_engine(host: Host) {
+    ENGINE.call_once(|| host);
 }
 
 pub fn set_clock(clock: Clock) {
@@ -81,6 +94,42 @@ pub fn system() -> Option<&'static System<X86>> {
     SYSTEM.get()
 }
 
+/// Numbers that are in use, a bit each.
+static NUMBERS: Lock<Vec<u64>> = Lock::new(Rank::Heap, Vec::new());
+
+/// What tells a vCPU from all others that there are at the time: a VPID. Never zero.
+pub struct Number(u16);
+
+impl Number {
+    /// The lowest that is free. `None` if there is none, or no memory to note it.
+    pub fn take() -> Option<Number> {
+        let mut in_use = NUMBERS.lock();
+        let word = in_use.iter().position(|word| *word != u64::MAX).unwrap_or(in_use.len());
+        if word == in_use.len() {
+            // Zero is nobody's.
+            in_use.try_reserve(1).ok()?;
+            in_use.push(u64::from(word == 0));
+        }
+        let bits = in_use.get_mut(word)?;
+        let bit = bits.trailing_ones();
+        let number = u16::try_from((word << 6) | bit as usize).ok()?;
+        *bits |= 1 << bit;
+        Some(Number(number))
+    }
+
+    pub fn get(&self) -> u16 {
+        self.0
+    }
+}
+
+impl Drop for Number {
+    fn drop(&mut self) {
+        if let Some(word) = NUMBERS.lock().get_mut(usize::from(self.0 >> 6)) {
+            *word &= !(1 << (self.0 & 63));
+        }
+    }
+}
+
 /// The part of a vCPU that any CPU may touch.
 pub struct X86Vcpu {
     pub inbox: LapicInbox,
@@ -89,6 +138,8 @@ pub struct X86Vcpu {
     /// Where it runs or ran last, and its timers are.
     cpu: AtomicU32,
     key: AtomicU32,
+    #[expect(dead_code, reason = "its drop is what matters")]
+    number: Number,
     /// Whether it is in the guest there.
     pub presence: Presence,
     /// An upcall by HVM_PARAM_CALLBACK_IRQ's vector is due.
@@ -99,12 +150,13 @@ pub struct X86Vcpu {
 }
 
 impl X86Vcpu {
-    pub fn new(inbox: LapicInbox, context: Box<Context>) -> X86Vcpu {
+    pub fn new(inbox: LapicInbox, number: Number, context: Box<Context>) -> X86Vcpu {
         X86Vcpu {
             inbox,
             context: Lock::new(Rank::DomainControl, Some(context)),
             cpu: AtomicU32::new(0),
-            key: AtomicU32::new(0),
+            key: AtomicU32::new(u32::MAX),
+            number,
             presence: Presence::new(),
             upcall_due: AtomicBool::new(false),
             lapic_deadline: AtomicU64::new(u64::MAX),
@@ -172,11 +224,21 @@ pub struct X86Domain {
     /// Shares lowest-priority interrupts among the vCPUs.
     turn: AtomicUsize,
     pub devices: crate::devices::Devices,
+    /// What the scheduler knows the domain by.
+    pub key: AtomicU32,
+    pub retirement: Lock<Retirement>,
 }
 
 impl X86Domain {
     pub fn new(policy: GuestPolicy, bitmaps: Bitmaps, devices: crate::devices::Devices) -> X86Domain {
-        X86Domain { policy: DomainPolicy::new(policy), bitmaps, turn: AtomicUsize::new(0), devices }
+        X86Domain {
+            policy: DomainPolicy::new(policy),
+            bitmaps,
+            turn: AtomicUsize::new(0),
+            devices,
+            key: AtomicU32::new(u32::MAX),
+            retirement: Lock::new(Rank::DomainControl, Retirement::default()),
+        }
     }
 }
 
@@ -386,10 +448,107 @@ impl Machine for X86 {
     fn physical_cpu(&self, cpu: u32) -> Option<PhysicalCpu> {
         let found = percpu::get(CpuId(cpu))?;
         let highest = percpu::count().saturating_sub(1);
-        Some(PhysicalCpu { highest, online: true, apic_id: found.apic_id, acpi_id: found.acpi_id })
+        Some(PhysicalCpu {
+            highest,
+            online: true,
+            apic_id: found.apic_id,
+            acpi_id: found.acpi_id,
+            place: percpu::place_of(found.id),
+            idle: found.idle_time(self.now()),
+        })
     }
 
     fn command_line(&self) -> &str {
         &self.command_line
+    }
+
+    fn hardware(&self) -> Hardware {
+        crate::host::hardware()
+    }
+
+    fn debug_key(&self, key: u8) {
+        crate::keys::press(key);
+    }
+
+    fn create(
+        &self,
+        memory: &'static Memory,
+        id: DomainId,
+        privilege: Privilege,
+        config: &CreateDomain,
+    ) -> Result<Domain<Self>, Errno> {
+        let host = ENGINE.get().copied().ok_or(Errno::ENODEV)?;
+        crate::domu::create(memory, host, id, privilege, config)
+    }
+
+    fn admit(&self, domain: &Arc<Domain<Self>>) -> Result<(), Errno> {
+        percpu::adopt(domain, Terms::default()).map_err(|_| Errno::ENOMEM)
+    }
+
+    fn retire(&self, domain: &Domain<Self>) -> bool {
+        percpu::retire(domain)
+    }
+
+    fn call_out(&self, _domain: &Domain<Self>, vcpu: &Vcpu<Self>) {
+        vcpu.machine.call_out();
+    }
+
+    fn system_policy(&self, index: u32) -> Result<CpuPolicy, Errno> {
+        policies::machine().ok_or(Errno::EOPNOTSUPP)?.system.policy(index)
+    }
+
+    fn system_features(&self, index: u32) -> Result<Vec<u32>, Errno> {
+        let features = policies::machine().ok_or(Errno::EOPNOTSUPP)?.system.features(index)?;
+        Ok(features.0.into())
+    }
+
+    fn policy(&self, domain: &Domain<Self>) -> CpuPolicy {
+        domain.machine.policy.now().to_wire()
+    }
+
+    fn set_policy(&self, domain: &Domain<Self>, leaves: &[CpuidLeaf], msrs: &[MsrEntry]) -> Result<(), Refused> {
+        let system = system().ok_or(Errno::EOPNOTSUPP)?;
+        policies::change(domain, system.memory, leaves, msrs)
+    }
+
+    fn save(&self, context: &mut Context, domain: &Domain<Self>, record: Option<(u16, u16)>) -> Result<Vec<u8>, Errno> {
+        let state = hvm_context::save(self, domain, context)?;
+        match record {
+            Some((kind, instance)) => state::record_of(&state, kind, instance),
+            None => Ok(state),
+        }
+    }
+
+    fn restore(&self, context: &mut Context, domain: &Domain<Self>, state: &[u8]) -> Result<(), Errno> {
+        hvm_context::restore(self, domain, context, state)
+    }
+
+    fn cpu_of(&self, vcpu: &Vcpu<Self>) -> CpuId {
+        vcpu.machine.place().0
+    }
+
+    fn scheduler(&self) -> sched::Kind {
+        percpu::scheduler_kind()
+    }
+
+    fn ratelimit(&self) -> Option<Nanos> {
+        percpu::ratelimit()
+    }
+
+    fn set_ratelimit(&self, limit: Nanos) {
+        percpu::set_ratelimit(limit);
+    }
+
+    fn affinity(&self, vcpu: &Vcpu<Self>) -> Option<Affinity> {
+        percpu::affinity(vcpu.machine.place().1)
+    }
+
+    fn set_affinity(&self, vcpu: &Vcpu<Self>, affinity: Affinity) -> Result<(), Errno> {
+        percpu::set_affinity(vcpu.machine.place().1, affinity)
+    }
+
+    fn share_changed(&self, domain: &Domain<Self>) {
+        let (weight, cap) = domain.control.share();
+        percpu::set_share(domain, weight, cap);
     }
 }

@@ -9,13 +9,16 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use mm::lock::{Lock, Rank};
-use sched::{CpuId, CpuSet, Passage, TimerQueue};
+use sched::{CpuId, CpuSet, Nanos, Passage, TimerQueue};
 use spin::Once;
 use xen_abi::types::DomainId;
 
 use crate::apic::{local, vectors};
 use crate::engine::HostState;
-pub use schedule::{Resident, adopt, is_shared, resident, start_scheduler, wake};
+pub use schedule::{
+    Resident, Retirement, adopt, affinity, is_shared, place_of, ratelimit, resident, retire, running_on,
+    scheduler_kind, set_affinity, set_ratelimit, set_share, start_scheduler, wake,
+};
 pub use shoot_down::shoot_down;
 pub use timers::timer_changed;
 
@@ -38,6 +41,11 @@ pub struct PerCpu {
     rearm: AtomicBool,
     /// The running vCPU is to give way.
     reschedule: AtomicBool,
+    /// How often it has decided who runs.
+    decisions: AtomicU64,
+    /// Nanoseconds that it had nothing to do before `idle_since`, which is `u64::MAX` while it has.
+    idle: AtomicU64,
+    idle_since: AtomicU64,
     /// Another CPU waits for the registers of the vCPU that ran here last.
     give_up: AtomicBool,
     /// How far it is with the translations of the domain that it runs.
@@ -77,6 +85,9 @@ impl PerCpu {
             armed: AtomicU64::new(u64::MAX),
             rearm: AtomicBool::new(false),
             reschedule: AtomicBool::new(false),
+            decisions: AtomicU64::new(0),
+            idle: AtomicU64::new(0),
+            idle_since: AtomicU64::new(u64::MAX),
             give_up: AtomicBool::new(false),
             passage: Passage::new(),
             domain: AtomicU32::new(NOBODY),
@@ -112,6 +123,29 @@ impl PerCpu {
         if self.id != this().id {
             local::send(self.apic_id, vectors::KICK);
         }
+    }
+
+    // ---- what it does ----
+
+    /// It has nothing to do from `now` on.
+    pub fn begin_idle(&self, now: Nanos) {
+        let _ = self.idle_since.compare_exchange(u64::MAX, now.0, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// It has something to do again.
+    #[inline]
+    pub fn end_idle(&self, now: Nanos) {
+        let since = self.idle_since.load(Ordering::Relaxed);
+        if since != u64::MAX {
+            self.idle.fetch_add(now.0.saturating_sub(since), Ordering::Relaxed);
+            self.idle_since.store(u64::MAX, Ordering::Relaxed);
+        }
+    }
+
+    /// How long it had nothing to do.
+    pub fn idle_time(&self, now: Nanos) -> Nanos {
+        let since = self.idle_since.load(Ordering::Relaxed);
+        Nanos(self.idle.load(Ordering::Relaxed).saturating_add(now.0.saturating_sub(since)))
     }
 
     // ---- who is here ----

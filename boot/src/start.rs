@@ -70,10 +70,12 @@ fn bring_up(start: &Start) -> Result<&'static System<X86>, String> {
     let system =
         machine::install(System::new(X86::new(hooks, info.cmdline.to_string(), options.no_reboot, wallclock), memory));
 
+    machine::set_engine(ready.engine);
+    console::set_debug_key_handler(arch_x86::keys::press);
     let most = options.max_cpus.unwrap_or(u32::MAX);
     let page = info.memory_map.iter().any(is_trampolines_ram).then_some(HostPhys(TRAMPOLINE.start));
     let places = smp::start(memory, &platform.madt, ready.engine, wishes, page, most)?;
-    percpu::start_scheduler(options.scheduler, &places).map_err(|_| "no memory for the scheduler")?;
+    percpu::start_scheduler(options.scheduler, places).map_err(|_| "no memory for the scheduler")?;
 
     let serial = console::has_port().then_some(options.console.serial).flatten();
     let serial = serial.and_then(|index| options.serial.get(index));

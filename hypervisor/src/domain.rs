@@ -8,12 +8,13 @@ use mm::SharedPage;
 use mm::addr::Gfn;
 use mm::p2m::P2m;
 use xen_abi::errno::Errno;
-use xen_abi::memory::E820Entry;
+use xen_abi::event::VIRQ_DOM_EXC;
 use xen_abi::sched::SHUTDOWN_POWEROFF;
 use xen_abi::types::{DomainId, VcpuId};
 
 use crate::console::DebugConsole;
-use crate::event::EventChannels;
+use crate::control::Control;
+use crate::event::{self, EventChannels};
 use crate::grant::GrantTable;
 use crate::machine::{Machine, Width};
 use crate::params::Params;
@@ -42,7 +43,6 @@ pub enum Callback {
 pub struct Domain<M: Machine> {
     pub id: DomainId,
     pub privilege: Privilege,
-    pub handle: [u8; 16],
     pub vcpus: Vec<Vcpu<M>>,
     pub p2m: P2m<M::Format>,
     /// gfn = mfn for all of its RAM (see architecture.md, Dom0): a frame that it gives up stays its own.
@@ -52,9 +52,8 @@ pub struct Domain<M: Machine> {
     pub grants: GrantTable,
     pub params: Params,
     pub console: DebugConsole,
-    /// What XENMEM_memory_map answers.
-    pub memory_map: Vec<E820Entry>,
     pub name: String,
+    pub control: Control,
     /// Pages that it has, and that it may have.
     pub pages: AtomicU64,
     pub max_pages: AtomicU64,
@@ -87,7 +86,7 @@ pub struct Parts<M: Machine> {
     pub shared_info: SharedPage,
     pub events: EventChannels,
     pub grants: GrantTable,
-    pub memory_map: Vec<E820Entry>,
+    pub control: Control,
     pub pages: u64,
     pub max_pages: u64,
     pub machine: M::DomainState,
@@ -98,7 +97,6 @@ impl<M: Machine> Domain<M> {
         Domain {
             id: parts.id,
             privilege: parts.privilege,
-            handle: [0; 16],
             vcpus: parts.vcpus,
             p2m: parts.p2m,
             one_to_one: parts.one_to_one,
@@ -107,8 +105,8 @@ impl<M: Machine> Domain<M> {
             grants: parts.grants,
             params: Params::default(),
             console: DebugConsole::default(),
-            memory_map: parts.memory_map,
             name: parts.name,
+            control: parts.control,
             pages: AtomicU64::new(parts.pages),
             max_pages: AtomicU64::new(parts.max_pages),
             callback: AtomicU32::new(0),
@@ -166,6 +164,12 @@ impl<M: Machine> Domain<M> {
         (before != NOWHERE).then_some(Gfn(before))
     }
 
+    /// Where the guest sees its shared_info.
+    pub fn shared_info_gfn(&self) -> Option<Gfn> {
+        let gfn = self.shared_info_gfn.load(Ordering::Relaxed);
+        (gfn != NOWHERE).then_some(Gfn(gfn))
+    }
+
     /// The reason of its shutdown (SHUTDOWN_*), if it has shut down.
     pub fn shutdown_reason(&self) -> Option<u32> {
         let reason = self.shutdown.load(Ordering::Acquire);
@@ -184,10 +188,33 @@ impl<M: Machine> Domain<M> {
         let first = self.shutdown.compare_exchange(RUNNING, reason, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if first {
             for vcpu in &self.vcpus {
-                vcpu.set_hold(hold::PAUSED);
+                vcpu.set_hold(hold::STOPPED);
             }
         }
         first
+    }
+
+    /// Forgets that the domain has shut down, and why; true if it had.
+    pub fn end_shutdown(&self) -> bool {
+        self.shutdown_code.store(RUNNING, Ordering::Relaxed);
+        self.shutdown.swap(RUNNING, Ordering::AcqRel) != RUNNING
+    }
+}
+
+/// Holds all vCPUs of a domain for these reasons (`hold::*`), and has those that run come out.
+pub fn hold_all<M: Machine>(system: &System<M>, domain: &Domain<M>, reasons: u32) {
+    for vcpu in &domain.vcpus {
+        vcpu.set_hold(reasons);
+        system.machine.call_out(domain, vcpu);
+    }
+}
+
+/// These reasons no longer hold a domain's vCPUs: those that nothing else holds run.
+pub fn release_all<M: Machine>(system: &System<M>, domain: &Domain<M>, reasons: u32) {
+    for vcpu in &domain.vcpus {
+        if vcpu.clear_hold(reasons) {
+            system.machine.wake(domain, vcpu);
+        }
     }
 }
 
@@ -197,6 +224,9 @@ pub fn shut_down<M: Machine>(system: &System<M>, domain: &Domain<M>, reason: u8)
         && let Some(reason) = domain.shutdown_reason()
     {
         system.machine.domain_stopped(domain, reason);
+        if !domain.is_control() {
+            event::send_global_virq(system, VIRQ_DOM_EXC);
+        }
     }
 }
 

@@ -13,18 +13,22 @@ use mm::addr::{Gfn, GuestPhys, PAGE_SIZE};
 use mm::fake::{self, CachingTlb, Format};
 use mm::table::{MemoryType, PageKind};
 use mm::{Flush, Memory, Mfn, P2m, P2mCache, SharedPage};
-use sched::Nanos;
+use sched::{Affinity, CpuId, Nanos};
+use xen_abi::domctl::CreateDomain;
 use xen_abi::errno::Errno;
 use xen_abi::memory::{E820_RAM, E820_RESERVED, E820Entry};
 use xen_abi::types::{DomainId, VcpuId};
+use xen_abi::x86::{CpuidLeaf, MsrEntry};
 
 pub use audit::{all_frames, check_address_space, destroy};
 pub use running::Running;
 
+use crate::control::{Control, Made};
+use crate::cpu_policy::{CpuPolicy, Refused};
 use crate::domain::{Domain, Parts, Privilege};
 use crate::event::EventChannels;
 use crate::grant::{GrantTable, Limits};
-use crate::machine::{Access, ClockScale, DeviceRequest, Machine, PhysicalCpu, Width};
+use crate::machine::{Access, ClockScale, DeviceRequest, Hardware, Machine, PhysicalCpu, Width};
 use crate::system::System;
 use crate::vcpu::{Vcpu, hold};
 
@@ -50,6 +54,11 @@ pub enum Told {
     Online(VcpuId, bool),
     Stopped(DomainId, u32),
     Device(DeviceRequest),
+    DebugKey(u8),
+    Admitted(DomainId),
+    Retired(DomainId),
+    CallOut(VcpuId),
+    Share(DomainId),
 }
 
 /// The machine; it counts flushes and remembers what it was told.
@@ -67,6 +76,11 @@ pub struct Fake {
     pub input: Mutex<VecDeque<u8>>,
     pub ring: Mutex<Vec<u8>>,
     pub wallclock: Mutex<(u64, u32)>,
+    pub ratelimit: Mutex<Nanos>,
+    /// Of all vCPUs.
+    pub affinity: Mutex<Affinity>,
+    pub policy: Mutex<CpuPolicy>,
+    pub state: Mutex<Vec<u8>>,
 }
 
 impl Default for Fake {
@@ -81,6 +95,10 @@ impl Default for Fake {
             input: Mutex::default(),
             ring: Mutex::default(),
             wallclock: Mutex::default(),
+            ratelimit: Mutex::new(Nanos::from_micros(1000)),
+            affinity: Mutex::new(Affinity::ANY),
+            policy: Mutex::default(),
+            state: Mutex::new(vec![7; 40]),
         }
     }
 }
@@ -222,11 +240,131 @@ impl Machine for Fake {
     }
 
     fn physical_cpu(&self, cpu: u32) -> Option<PhysicalCpu> {
-        (cpu == 0).then_some(PhysicalCpu { highest: 0, online: true, apic_id: 8, acpi_id: 3 })
+        (cpu == 0).then_some(PhysicalCpu { online: true, apic_id: 8, acpi_id: 3, ..PhysicalCpu::default() })
     }
 
     fn command_line(&self) -> &str {
         "dom0_mem=fake"
+    }
+
+    fn hardware(&self) -> Hardware {
+        Hardware { has_iommu: false, address_bits: 40, features: [1, 2, 3, 4, 5, 6, 7, 8] }
+    }
+
+    fn debug_key(&self, key: u8) {
+        self.tell(Told::DebugKey(key));
+    }
+
+    fn create(
+        &self,
+        memory: &'static Memory,
+        id: DomainId,
+        privilege: Privilege,
+        config: &CreateDomain,
+    ) -> Result<Domain<Self>, Errno> {
+        let vcpus = config.max_vcpus;
+        Ok(Domain::new(Parts {
+            id,
+            privilege,
+            name: "created".into(),
+            vcpus: (0..vcpus).map(|vcpu| Vcpu::new(VcpuId(vcpu), ())).collect(),
+            p2m: P2m::new(Format::default(), memory, id)?,
+            one_to_one: false,
+            shared_info: SharedPage::allocate(memory, id)?,
+            events: EventChannels::new(id, vcpus, config.max_evtchn_port)?,
+            grants: GrantTable::new(id, Limits::of(config), vcpus as usize)?,
+            control: Control::new(config.into(), config.handle, Vec::new()),
+            pages: 0,
+            max_pages: 0,
+            machine: Mutex::default(),
+        }))
+    }
+
+    fn admit(&self, domain: &Arc<Domain<Self>>) -> Result<(), Errno> {
+        self.tell(Told::Admitted(domain.id));
+        Ok(())
+    }
+
+    fn retire(&self, domain: &Domain<Self>) -> bool {
+        self.tell(Told::Retired(domain.id));
+        true
+    }
+
+    fn call_out(&self, _domain: &Domain<Self>, vcpu: &Vcpu<Self>) {
+        self.tell(Told::CallOut(vcpu.id));
+    }
+
+    fn system_policy(&self, index: u32) -> Result<CpuPolicy, Errno> {
+        if index < 2 { Ok(self.policy.lock().unwrap().clone()) } else { Err(Errno::EINVAL) }
+    }
+
+    fn system_features(&self, index: u32) -> Result<Vec<u32>, Errno> {
+        if index < 2 { Ok((index..index + 21).collect()) } else { Err(Errno::EINVAL) }
+    }
+
+    fn policy(&self, _domain: &Domain<Self>) -> CpuPolicy {
+        self.policy.lock().unwrap().clone()
+    }
+
+    fn set_policy(&self, _domain: &Domain<Self>, leaves: &[CpuidLeaf], msrs: &[MsrEntry]) -> Result<(), Refused> {
+        if let Some(bad) = leaves.iter().find(|leaf| leaf.leaf > 0x100) {
+            return Err(Refused::leaf(Errno::ERANGE, bad.leaf, bad.subleaf));
+        }
+        *self.policy.lock().unwrap() = CpuPolicy { leaves: leaves.to_vec(), msrs: msrs.to_vec() };
+        Ok(())
+    }
+
+    fn save(
+        &self,
+        _context: &mut Context,
+        domain: &Domain<Self>,
+        record: Option<(u16, u16)>,
+    ) -> Result<Vec<u8>, Errno> {
+        assert!(domain.vcpus.iter().all(|vcpu| !vcpu.is_runnable()));
+        let state = self.state.lock().unwrap();
+        match record {
+            None => Ok(state.clone()),
+            Some((2, 0)) => Ok(state[..16].to_vec()),
+            Some(_) => Err(Errno::ENOENT),
+        }
+    }
+
+    fn restore(&self, _context: &mut Context, domain: &Domain<Self>, state: &[u8]) -> Result<(), Errno> {
+        assert!(domain.vcpus.iter().all(|vcpu| !vcpu.is_runnable()));
+        if state.len() < 16 {
+            return Err(Errno::EINVAL);
+        }
+        *self.state.lock().unwrap() = state.to_vec();
+        Ok(())
+    }
+
+    fn cpu_of(&self, _vcpu: &Vcpu<Self>) -> CpuId {
+        CpuId(0)
+    }
+
+    fn scheduler(&self) -> sched::Kind {
+        sched::Kind::Credit2
+    }
+
+    fn ratelimit(&self) -> Option<Nanos> {
+        Some(*self.ratelimit.lock().unwrap())
+    }
+
+    fn set_ratelimit(&self, limit: Nanos) {
+        *self.ratelimit.lock().unwrap() = limit;
+    }
+
+    fn affinity(&self, _vcpu: &Vcpu<Self>) -> Option<Affinity> {
+        Some(*self.affinity.lock().unwrap())
+    }
+
+    fn set_affinity(&self, _vcpu: &Vcpu<Self>, affinity: Affinity) -> Result<(), Errno> {
+        *self.affinity.lock().unwrap() = affinity;
+        Ok(())
+    }
+
+    fn share_changed(&self, domain: &Domain<Self>) {
+        self.tell(Told::Share(domain.id));
     }
 }
 
@@ -276,6 +414,10 @@ pub fn add(system: &'static System<Fake>, wanted: Wanted) -> Arc<Domain<Fake>> {
     for vcpu in &vcpus {
         vcpu.clear_hold(hold::OFFLINE);
     }
+    let map = Vec::from([
+        E820Entry { addr: 0, size: page(0), r#type: E820_RESERVED },
+        E820Entry { addr: page(0), size: page(pages) - page(0), r#type: E820_RAM },
+    ]);
     let domain = Arc::new(Domain::new(Parts {
         id,
         privilege: if id == DomainId::DOM0 { Privilege::Control } else { Privilege::Guest },
@@ -286,10 +428,7 @@ pub fn add(system: &'static System<Fake>, wanted: Wanted) -> Arc<Domain<Fake>> {
         shared_info: SharedPage::allocate(memory, id).unwrap(),
         events: EventChannels::new(id, wanted.vcpus, u32::MAX).unwrap(),
         grants: GrantTable::new(id, Limits::default(), wanted.vcpus as usize).unwrap(),
-        memory_map: Vec::from([
-            E820Entry { addr: 0, size: page(0), r#type: E820_RESERVED },
-            E820Entry { addr: page(0), size: page(pages) - page(0), r#type: E820_RAM },
-        ]),
+        control: Control::new(Made::AT_BOOT, Default::default(), map),
         pages,
         max_pages,
         machine: Mutex::default(),

@@ -282,6 +282,7 @@ hypercalls! {
     EVENT_CHANNEL_OP         => Anyone,  call::event_channel::op;
     PHYSDEV_OP               => Anyone,  call::physdev::op;
     HVM_OP                   => Anyone,  call::hvm::op;
+    DOMCTL                   => Control, call::domctl::op;
     PLATFORM_OP              => Control, call::platform::op;
     SYSCTL                   => Control, call::sysctl::op;
 }
@@ -324,7 +325,7 @@ mod tests {
     fn what_is_for_who_controls_the_machine_is_for_nobody_else() {
         let (_, mut guest) = pair();
         let control: Vec<_> = TABLE.iter().filter(|(_, _, who)| *who == Who::Control).collect();
-        assert_eq!(control.iter().map(|(name, ..)| *name).collect::<Vec<_>>(), ["PLATFORM_OP", "SYSCTL"]);
+        assert_eq!(control.iter().map(|(name, ..)| *name).collect::<Vec<_>>(), ["DOMCTL", "PLATFORM_OP", "SYSCTL"]);
         for (name, number, _) in control {
             assert_eq!(guest.call(*number, &[0, 0]).0, Errno::EPERM.as_return(), "{name}");
         }

@@ -24,6 +24,7 @@ pub mod area;
 pub mod build;
 pub mod call;
 pub mod console;
+pub mod control;
 pub mod cpu_policy;
 pub mod domain;
 pub mod event;

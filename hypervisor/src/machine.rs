@@ -1,15 +1,20 @@
 //! What `hypervisor` needs of a machine. `arch-x86` implements it; [`crate::fake`] does so for tests.
 
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt::{self, Debug};
 
 use mm::addr::GuestPhys;
 use mm::table::PageFormat;
-use mm::{Flush, P2mCache};
-use sched::Nanos;
+use mm::{Flush, Memory, P2mCache};
+use sched::{Affinity, CpuId, CpuPlace, Nanos};
+use xen_abi::domctl::CreateDomain;
 use xen_abi::errno::Errno;
-use xen_abi::types::VcpuId;
+use xen_abi::types::{DomainId, VcpuId};
+use xen_abi::x86::{CpuidLeaf, MsrEntry};
 
-use crate::domain::Domain;
+use crate::cpu_policy::{CpuPolicy, Refused};
+use crate::domain::{Domain, Privilege};
 use crate::vcpu::Vcpu;
 
 /// What a hypercall argument is accessed for.
@@ -83,6 +88,20 @@ pub struct PhysicalCpu {
     pub online: bool,
     pub apic_id: u32,
     pub acpi_id: u32,
+    pub place: CpuPlace,
+    /// How long it had nothing to do.
+    pub idle: Nanos,
+}
+
+/// What XEN_SYSCTL_physinfo tells of the machine beside memory and CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hardware {
+    /// Devices can be given to guests: there is an IOMMU in use.
+    pub has_iommu: bool,
+    /// Bits of a guest-physical address.
+    pub address_bits: u8,
+    /// The CPU's features, as CPUID has them: words 0 to 7 of a featureset (Xen's `cpufeatureset.h`).
+    pub features: [u32; 8],
 }
 
 /// The machine under the hypervisor.
@@ -171,6 +190,81 @@ pub trait Machine: Sized + Send + Sync + 'static {
 
     /// The command line that the hypervisor was started with.
     fn command_line(&self) -> &str;
+
+    /// What the machine is made of.
+    fn hardware(&self) -> Hardware;
+
+    /// A key of the console's debug keys.
+    fn debug_key(&self, key: u8);
+
+    // ---- domains that come and go ----
+
+    /// Makes a domain with neither memory nor anything to run, all of whose vCPUs are offline; nobody knows of it yet. EINVAL and EOPNOTSUPP for
+    /// what cannot be, ENOMEM.
+    fn create(
+        &self,
+        memory: &'static Memory,
+        id: DomainId,
+        privilege: Privilege,
+        config: &CreateDomain,
+    ) -> Result<Domain<Self>, Errno>;
+
+    /// Has the scheduler know a domain's vCPUs. ENOMEM.
+    fn admit(&self, domain: &Arc<Domain<Self>>) -> Result<(), Errno>;
+
+    /// Takes a domain's vCPUs, which are held for good, off the CPUs and out of the scheduler. False while a CPU may still have something of them:
+    /// then this is to be asked again.
+    fn retire(&self, domain: &Domain<Self>) -> bool;
+
+    /// If the vCPU is in the guest on another CPU, it comes out and looks at what holds it.
+    fn call_out(&self, domain: &Domain<Self>, vcpu: &Vcpu<Self>);
+
+    /// The CPU on which the vCPU runs, or ran last.
+    fn cpu_of(&self, vcpu: &Vcpu<Self>) -> CpuId;
+
+    // ---- what a domain's vCPUs are like ----
+
+    /// A policy of the machine's (`XEN_SYSCTL_CPU_POLICY_*`). EOPNOTSUPP or EINVAL for one that there is not.
+    fn system_policy(&self, index: u32) -> Result<CpuPolicy, Errno>;
+
+    /// The features of such a policy (`XEN_SYSCTL_CPU_FEATURESET_*`), in the words of Xen's `cpufeatureset.h`. Errors as for the policy.
+    fn system_features(&self, index: u32) -> Result<Vec<u32>, Errno>;
+
+    fn policy(&self, domain: &Domain<Self>) -> CpuPolicy;
+
+    /// Gives a domain that has never run another policy.
+    fn set_policy(&self, domain: &Domain<Self>, leaves: &[CpuidLeaf], msrs: &[MsrEntry]) -> Result<(), Refused>;
+
+    /// The state of a domain's vCPUs and virtual devices as `hvm/save.h` has it, or the one record of this kind and instance. All of the vCPUs are
+    /// held; `context` is the caller's own. ENOENT for a record that there is not, ENOMEM.
+    fn save(
+        &self,
+        context: &mut Self::Context,
+        domain: &Domain<Self>,
+        record: Option<(u16, u16)>,
+    ) -> Result<Vec<u8>, Errno>;
+
+    /// Gives a domain, all of whose vCPUs are held, this state; vCPUs of which there is one are online then. EINVAL for what is no such state or
+    /// cannot be, and nothing is changed then.
+    fn restore(&self, context: &mut Self::Context, domain: &Domain<Self>, state: &[u8]) -> Result<(), Errno>;
+
+    // ---- the scheduler ----
+
+    fn scheduler(&self) -> sched::Kind;
+
+    /// How long a vCPU runs before another may take its place; `None` if the scheduler has no such limit.
+    fn ratelimit(&self) -> Option<Nanos>;
+
+    fn set_ratelimit(&self, limit: Nanos);
+
+    /// `None` for a vCPU that the scheduler does not know.
+    fn affinity(&self, vcpu: &Vcpu<Self>) -> Option<Affinity>;
+
+    /// EINVAL if no CPU is left to the vCPU, ESRCH for one that the scheduler does not know.
+    fn set_affinity(&self, vcpu: &Vcpu<Self>, affinity: Affinity) -> Result<(), Errno>;
+
+    /// Weight and cap of all of a domain's vCPUs are what the domain's [control](crate::control::Control::share) says now.
+    fn share_changed(&self, domain: &Domain<Self>);
 
     /// Which of the domain's vCPUs runs with this local-APIC id, for HVMOP and tests of identity.
     fn apic_id(&self, vcpu: VcpuId) -> u32 {

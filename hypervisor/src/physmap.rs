@@ -191,6 +191,9 @@ fn give_up<M: Machine>(system: &System<M>, domain: &Domain<M>, mfn: Mfn, size: P
 /// not exist.
 pub fn populate<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, order: u8) -> Result<(), Errno> {
     let frames = 1u64.checked_shl(order.into()).ok_or(Errno::EINVAL)?;
+    if domain.control.is_dying() {
+        return Err(Errno::ENOMEM);
+    }
     let most = domain.max_pages.load(Ordering::Relaxed);
     let charge = |held: u64| held.checked_add(frames).filter(|total| *total <= most);
     domain.pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, charge).map_err(|_| Errno::ENOMEM)?;
@@ -203,6 +206,7 @@ pub fn populate<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, or
 }
 
 fn give_new<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, order: u8) -> Result<(), Errno> {
+    system.draw_on_claim(domain, 1u64.wrapping_shl(order.into()))?;
     let mfn = system.memory.allocate(order, None)?.scrub().give_to(domain.id);
     let filled = fill(system, domain, gfn, mfn, 1u64.wrapping_shl(order.into()));
     if filled.is_err() {

@@ -2,9 +2,10 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use mm::Memory;
+use mm::lock::{Lock, Rank};
 use spin::RwLock;
 use xen_abi::errno::Errno;
 use xen_abi::types::DomainId;
@@ -15,37 +16,73 @@ use crate::machine::Machine;
 pub struct System<M: Machine> {
     pub machine: M,
     pub memory: &'static Memory,
+    /// In the order of their numbers.
     domains: RwLock<Vec<Arc<Domain<M>>>>,
+    /// Domains that are gone, while somebody may still look at them.
+    graves: Lock<Vec<Arc<Domain<M>>>>,
+    /// The number that was given out last.
+    last_id: AtomicU32,
+    /// Pages that are kept free for domains (XENMEM_claim_pages).
+    claims: Lock<u64>,
     /// Where the console ring begins, since XEN_SYSCTL_readconsole last cleared it.
     pub console_start: AtomicU32,
 }
 
 impl<M: Machine> System<M> {
     pub const fn new(machine: M, memory: &'static Memory) -> Self {
-        System { machine, memory, domains: RwLock::new(Vec::new()), console_start: AtomicU32::new(0) }
+        System {
+            machine,
+            memory,
+            domains: RwLock::new(Vec::new()),
+            graves: Lock::new(Rank::Domains, Vec::new()),
+            last_id: AtomicU32::new(0),
+            claims: Lock::new(Rank::DomainControl, 0),
+            console_start: AtomicU32::new(0),
+        }
     }
 
     /// The domain with this id.
     pub fn domain(&self, id: DomainId) -> Option<Arc<Domain<M>>> {
-        self.domains.read().iter().find(|domain| domain.id == id).cloned()
+        let domains = self.domains.read();
+        let index = domains.binary_search_by_key(&id.0, |domain| domain.id.0).ok()?;
+        domains.get(index).cloned()
+    }
+
+    /// The first domain from this id on.
+    pub fn domain_from(&self, id: DomainId) -> Option<Arc<Domain<M>>> {
+        let domains = self.domains.read();
+        let index = domains.partition_point(|domain| domain.id.0 < id.0);
+        domains.get(index).cloned()
     }
 
     /// EEXIST if its id is taken, ENOMEM if the list cannot grow.
     pub fn add(&self, domain: Arc<Domain<M>>) -> Result<(), Errno> {
         let mut domains = self.domains.write();
-        if domains.iter().any(|other| other.id == domain.id) {
-            return Err(Errno::EEXIST);
-        }
+        let place = domains.binary_search_by_key(&domain.id.0, |other| other.id.0);
+        let Err(index) = place else { return Err(Errno::EEXIST) };
         domains.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
-        domains.push(domain);
+        self.last_id.fetch_max(domain.id.0.into(), Ordering::Relaxed);
+        domains.insert(index, domain);
         Ok(())
+    }
+
+    /// A number that no domain has, as far as possible from those that were in use lately. `None` if all are taken.
+    pub fn free_id(&self) -> Option<DomainId> {
+        const END: u32 = DomainId::FIRST_RESERVED.0 as u32;
+        let domains = self.domains.read();
+        let last = self.last_id.load(Ordering::Relaxed);
+        let candidates = (last.saturating_add(1)..END).chain(1..END);
+        let is_free = |id: &u32| domains.binary_search_by_key(&(*id as u16), |domain| domain.id.0).is_err();
+        let id = candidates.take(END as usize).find(is_free)?;
+        self.last_id.store(id, Ordering::Relaxed);
+        Some(DomainId(id as u16))
     }
 
     /// Takes a domain off the list. Whoever has it already keeps it.
     pub fn remove(&self, id: DomainId) -> Option<Arc<Domain<M>>> {
         let mut domains = self.domains.write();
-        let index = domains.iter().position(|domain| domain.id == id)?;
-        Some(domains.swap_remove(index))
+        let index = domains.binary_search_by_key(&id.0, |domain| domain.id.0).ok()?;
+        Some(domains.remove(index))
     }
 
     /// Does something for every domain; none is added or removed meanwhile.
@@ -56,5 +93,84 @@ impl<M: Machine> System<M> {
     /// The control domain, once it is built.
     pub fn control(&self) -> Option<Arc<Domain<M>>> {
         self.domains.read().iter().find(|domain| domain.is_control()).cloned()
+    }
+
+    // ---- domains that are gone ----
+
+    /// Keeps a domain that is on the list no more until nobody looks at it. Should there be no memory for that, it stays for ever.
+    pub(crate) fn bury(&self, domain: Arc<Domain<M>>) {
+        let mut graves = self.graves.lock();
+        if graves.try_reserve(1).is_ok() {
+            graves.push(domain);
+        } else {
+            core::mem::forget(domain);
+        }
+    }
+
+    /// A domain that nobody but the caller has any more.
+    pub(crate) fn next_grave(&self) -> Option<Arc<Domain<M>>> {
+        let mut graves = self.graves.lock();
+        let index = graves.iter().position(|domain| Arc::strong_count(domain) == 1)?;
+        Some(graves.swap_remove(index))
+    }
+
+    /// Whether a domain is still to be given back.
+    pub fn has_graves(&self) -> bool {
+        !self.graves.lock().is_empty()
+    }
+
+    // ---- claims ----
+
+    /// Pages that are kept free for domains.
+    pub fn claimed(&self) -> u64 {
+        *self.claims.lock()
+    }
+
+    /// Keeps `pages` free until the domain has that many, those that it has included; none gives the claim up. EINVAL for fewer than it has or
+    /// more than it may have, ENOMEM if there are not as many.
+    pub fn claim(&self, domain: &Domain<M>, pages: u64) -> Result<(), Errno> {
+        if pages == 0 {
+            self.release_claim(domain);
+            return Ok(());
+        }
+        let held = domain.pages.load(Ordering::Relaxed);
+        if domain.control.is_dying() || pages > domain.max_pages.load(Ordering::Relaxed) {
+            return Err(Errno::EINVAL);
+        }
+        let wanted = pages.checked_sub(held).ok_or(Errno::EINVAL)?;
+        let free = self.memory.free_frames();
+        let mut claims = self.claims.lock();
+        if domain.control.claim.load(Ordering::Relaxed) != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let total = claims.checked_add(wanted).filter(|total| *total <= free).ok_or(Errno::ENOMEM)?;
+        *claims = total;
+        domain.control.claim.store(wanted, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The domain's claim is no more.
+    pub(crate) fn release_claim(&self, domain: &Domain<M>) {
+        let mut claims = self.claims.lock();
+        *claims = claims.saturating_sub(domain.control.claim.swap(0, Ordering::Relaxed));
+    }
+
+    /// The domain gets `frames` more: out of its claim, as far as that goes, otherwise out of what nobody claims. ENOMEM if there is too
+    /// little of that.
+    pub(crate) fn draw_on_claim(&self, domain: &Domain<M>, frames: u64) -> Result<(), Errno> {
+        // Without a claim anywhere nothing is to be kept.
+        let mut claims = self.claims.lock();
+        if *claims == 0 {
+            return Ok(());
+        }
+        let own = domain.control.claim.load(Ordering::Relaxed);
+        let covered = own.min(frames);
+        let free = self.memory.free_frames().saturating_sub(claims.saturating_sub(own));
+        if frames > free {
+            return Err(Errno::ENOMEM);
+        }
+        domain.control.claim.store(own.saturating_sub(covered), Ordering::Relaxed);
+        *claims = claims.saturating_sub(covered);
+        Ok(())
     }
 }

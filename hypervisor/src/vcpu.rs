@@ -25,8 +25,12 @@ pub mod hold {
     pub const POLLING: u32 = 1 << 1;
     /// Not brought up, or VCPUOP_down, or waiting for a SIPI.
     pub const OFFLINE: u32 = 1 << 2;
-    /// Paused by the toolstack, or its domain has stopped.
+    /// Paused by the toolstack, or about to be taken down by it.
     pub const PAUSED: u32 = 1 << 3;
+    /// Its domain has stopped.
+    pub const STOPPED: u32 = 1 << 4;
+    /// Held from outside: it does not run on by anything that the guest does.
+    pub const FROM_OUTSIDE: u32 = PAUSED | STOPPED;
 }
 
 /// No deadline.

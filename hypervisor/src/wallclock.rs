@@ -52,6 +52,7 @@ fn versioned(page: &SharedPage, version: usize, write: impl FnOnce()) {
 /// Writes the wall clock at system time zero into the domain's shared_info.
 pub fn update_wallclock<M: Machine>(system: &System<M>, domain: &Domain<M>) {
     let (seconds, nanoseconds) = system.machine.wallclock_at_boot();
+    let seconds = seconds.wrapping_add_signed(domain.control.time_offset.load(Ordering::Relaxed));
     let layout = match domain.shared_width() {
         Width::Bits64 => WALLCLOCK_64,
         Width::Bits32 => WALLCLOCK_32,

@@ -43,18 +43,25 @@ impl Block {
 pub(crate) struct Buddy {
     heads: [[[u32; ORDERS]; 2]; 2],
     free: u64,
+    /// Frames that were ever added.
+    total: u64,
     /// Take from the top of memory, whatever the search costs: for boot, while low memory is Dom0's to choose from.
     pub from_top: bool,
 }
 
 impl Buddy {
     pub const fn new() -> Self {
-        Self { heads: [[[END; ORDERS]; 2]; 2], free: 0, from_top: false }
+        Self { heads: [[[END; ORDERS]; 2]; 2], free: 0, total: 0, from_top: false }
     }
 
     /// Frames in all free blocks.
     pub fn free(&self) -> u64 {
         self.free
+    }
+
+    /// Frames that there are, free or not.
+    pub fn total(&self) -> u64 {
+        self.total
     }
 
     fn head_of(&self, low: bool, clean: bool, order: u8) -> u32 {
@@ -131,6 +138,12 @@ impl Buddy {
 
     /// Adds frames whose slots are all zero.
     pub fn add(&mut self, table: FrameTable, range: Range<u64>, clean: bool) {
+        self.total = self.total.wrapping_add(range.end.saturating_sub(range.start));
+        self.spread(table, range, clean);
+    }
+
+    /// Puts frames into the lists, in the largest blocks that they make.
+    fn spread(&mut self, table: FrameTable, range: Range<u64>, clean: bool) {
         let mut at = range.start;
         while at < range.end {
             let aligned = at.trailing_zeros().min(u32::from(MAX_ORDER));
@@ -263,8 +276,8 @@ impl Buddy {
         while at < range.end {
             let Some(block) = Self::block_of(table, at) else { break };
             self.unlink(table, block);
-            self.add(table, block.head.0..at, block.clean);
-            self.add(table, range.end..block.end(), block.clean);
+            self.spread(table, block.head.0..at, block.clean);
+            self.spread(table, range.end..block.end(), block.clean);
             at = block.end();
         }
         true

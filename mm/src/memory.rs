@@ -91,6 +91,11 @@ impl Memory {
         self.buddy.lock().free()
     }
 
+    /// Frames that are managed, free or not.
+    pub fn total_frames(&self) -> u64 {
+        self.buddy.lock().total()
+    }
+
     /// One more than the highest frame number that is managed.
     pub fn max_frame(&self) -> Mfn {
         Mfn(self.table.len())

@@ -55,6 +55,20 @@ impl Policy {
         })
     }
 
+    /// How long what runs is protected; a scheduler that never preempts has no such limit.
+    pub const fn ratelimit(&self) -> Option<Nanos> {
+        match self {
+            Policy::Credit2(scheduler) => Some(scheduler.params().ratelimit),
+            Policy::Null(_) => None,
+        }
+    }
+
+    pub fn set_ratelimit(&mut self, limit: Nanos) {
+        if let Policy::Credit2(scheduler) = self {
+            scheduler.set_ratelimit(limit);
+        }
+    }
+
     pub const fn kind(&self) -> Kind {
         match self {
             Policy::Credit2(_) => Kind::Credit2,

@@ -1,6 +1,8 @@
 //! System time, as the hypervisor's `vcpu_time_info` gives it.
 
-use crate::{cpu, memory};
+use crate::{cpu, hypercall, memory};
+use xen_abi::numbers::SCHED_OP;
+use xen_abi::sched::{Poll, SCHEDOP_POLL};
 use xen_abi::x86::VcpuTimeInfo;
 
 /// The time info of vCPU 0 in the shared page.
@@ -33,6 +35,14 @@ pub fn tsc_hz() -> u64 {
 pub fn now() -> u64 {
     let info = time_info();
     info.system_time + ticks_to_nanos(&info, cpu::rdtsc().saturating_sub(info.tsc_timestamp))
+}
+
+/// Sleeps, so that others may run.
+pub fn sleep(nanos: u64) {
+    let end = now() + nanos;
+    while now() < end {
+        hypercall::op(SCHED_OP, SCHEDOP_POLL, &mut Poll { timeout: end, ..Default::default() });
+    }
 }
 
 /// Waits, spinning, by the TSC alone.

@@ -73,6 +73,12 @@ pub fn read32(address: u64) -> u32 {
     value
 }
 
+#[inline(always)]
+pub fn write8(address: u64, value: u8) {
+    // SAFETY: all of memory is mapped one to one, and what is where is the caller's to know.
+    unsafe { (address as *mut u8).write_volatile(value) };
+}
+
 pub fn write32(address: u64, value: u32) {
     // SAFETY: guests write devices, and pages that nothing else refers to.
     unsafe { asm!("mov [{}], {:e}", in(reg) address, in(reg) value, options(nostack)) };

@@ -18,9 +18,11 @@ pub mod memory;
 pub mod pci;
 pub mod power;
 pub mod probe;
+pub mod random;
 pub mod second;
 pub mod start;
 pub mod tests;
+pub mod toolstack;
 
 /// Names a guest's main function: `guest!(main)`, where `fn main(t: &mut Tests)`.
 #[macro_export]

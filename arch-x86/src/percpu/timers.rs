@@ -25,6 +25,15 @@ pub(super) fn reserve(vcpus: usize) -> Result<(), OutOfMemory> {
     all().try_for_each(|cpu| cpu.timers.lock().reserve(vcpus + FIRST_VCPU_SLOT as usize))
 }
 
+/// A vCPU that runs no more has no timers.
+pub(super) fn cancel(vcpu: &Vcpu<X86>) {
+    vcpu.machine.set_lapic_deadline(None);
+    let (at, key) = vcpu.machine.place();
+    if let Some(cpu) = get(at) {
+        cpu.timers.lock().cancel(slot_of(key));
+    }
+}
+
 /// When a vCPU next wants to be looked after may have changed.
 #[inline]
 pub fn timer_changed(vcpu: &Vcpu<X86>) {

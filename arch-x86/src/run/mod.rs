@@ -64,9 +64,11 @@ pub fn forever(system: &'static System<X86>) -> ! {
             if cpu.is_to_give_up() {
                 unload(cpu, &mut loaded);
             }
+            cpu.begin_idle(now);
             idle(system, cpu);
             continue;
         };
+        cpu.end_idle(now);
         if loaded.as_ref().is_none_or(|current| current.key != key) {
             unload(cpu, &mut loaded);
             loaded = Loaded::load(system, cpu, key);
@@ -175,7 +177,7 @@ impl Loaded {
         } else {
             let (state, why) = match vcpu.holds() {
                 holds if holds & hold::OFFLINE != 0 => (State::Offline, Rest::Offline),
-                holds if holds & hold::PAUSED != 0 => (State::Offline, Rest::Paused),
+                holds if holds & hold::FROM_OUTSIDE != 0 => (State::Offline, Rest::Paused),
                 _ => (State::Blocked, Rest::Blocked),
             };
             enter_state(vcpu, state, now);

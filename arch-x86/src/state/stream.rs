@@ -111,15 +111,15 @@ fn xsave_record(vcpu: &Saved, policy: &GuestPolicy) -> Vec<u8> {
     [may.as_bytes(), vcpu.xcr0.as_bytes(), states.as_bytes(), area.bytes()].concat()
 }
 
-/// One record of a context, by its type and instance. ENOENT if there is none, EINVAL for a type that cannot be.
-pub fn record_of(stream: &[u8], typecode: u32, instance: u32) -> Result<Vec<u8>, Errno> {
-    if typecode > u32::from(HVM_SAVE_CODE_MAX) {
+/// One record of a context with its descriptor, by its type and instance. ENOENT if there is none, EINVAL for a type that cannot be.
+pub fn record_of(stream: &[u8], typecode: u16, instance: u16) -> Result<Vec<u8>, Errno> {
+    if typecode > HVM_SAVE_CODE_MAX {
         return Err(Errno::EINVAL);
     }
     for record in (Records { rest: stream }) {
         let (descriptor, body) = record?;
-        if u32::from(descriptor.typecode) == typecode && u32::from(descriptor.instance) == instance {
-            return Ok(body.to_vec());
+        if (descriptor.typecode, descriptor.instance) == (typecode, instance) {
+            return Ok([descriptor.as_bytes(), body].concat());
         }
     }
     Err(Errno::ENOENT)

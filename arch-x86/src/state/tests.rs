@@ -131,10 +131,10 @@ fn records_stand_in_the_order_of_their_types_and_one_can_be_had_alone() {
     let found: Vec<_> = Records { rest: &bytes }.map(|r| r.unwrap().0).map(|d| (d.typecode, d.instance)).collect();
     assert!(found.is_sorted());
     assert_eq!(found.len(), 1 + 2 * 6);
-    let cpu = Cpu::read_from_bytes(&record_of(&bytes, CPU_CODE.into(), 1).unwrap()).unwrap();
+    let cpu = Cpu::read_from_bytes(&record_of(&bytes, CPU_CODE, 1).unwrap()[8..]).unwrap();
     assert_eq!((cpu.rip, cpu.tsc, cpu.cs_arbytes), (busy().rip, 77, 0xa9b));
-    assert_eq!(record_of(&bytes, CPU_CODE.into(), 2), Err(Errno::ENOENT));
-    assert_eq!(record_of(&bytes, PIC_CODE.into(), 0), Err(Errno::ENOENT));
+    assert_eq!(record_of(&bytes, CPU_CODE, 2), Err(Errno::ENOENT));
+    assert_eq!(record_of(&bytes, PIC_CODE, 0), Err(Errno::ENOENT));
     assert_eq!(record_of(&bytes, 21, 0), Err(Errno::EINVAL));
 }
 

@@ -81,7 +81,7 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
             let request = caller.read(caller.handle::<Reset>(argument))?;
             let target = caller.target(request.dom)?;
             // Another domain must stand still, as its vCPUs could open what was just closed.
-            if target.id != domain.id && target.vcpus.iter().any(|vcpu| vcpu.holds() & hold::PAUSED == 0) {
+            if target.id != domain.id && target.vcpus.iter().any(|vcpu| vcpu.holds() & hold::FROM_OUTSIDE == 0) {
                 return Err(Errno::EBUSY);
             }
             if !bind::reset(&Target::new(system, &target), Party::Guest, RESET_BUDGET, event::find(system)) {

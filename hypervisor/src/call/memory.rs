@@ -1,5 +1,6 @@
 //! XENMEM: a domain's physical address space. Longer operations say in the command's upper bits where they go on.
 
+use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use mm::addr::{Gfn, Mfn};
@@ -22,6 +23,8 @@ const BATCH: u64 = 256;
 /// The largest extent that an ordinary domain, and the control domain, may ask for: 2 MiB and 1 GiB.
 const LARGEST_ORDER: u32 = 9;
 const LARGEST_CONTROL_ORDER: u32 = 18;
+/// Regions of a memory map.
+const MOST_REGIONS: u32 = 128;
 
 /// The first argument.
 #[derive(Clone, Copy)]
@@ -82,6 +85,16 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
                 // No domain has virtual NUMA nodes.
                 _ => return Err(Errno::EOPNOTSUPP),
             }
+        }
+        XENMEM_SET_MEMORY_MAP => set_memory_map(caller, argument)?,
+        XENMEM_CLAIM_PAGES => {
+            let request = caller.read_arg(caller.handle::<MemoryReservation>(argument))?;
+            caller.require_control()?;
+            if !request.extent_start.is_null() || request.extent_order != 0 || request.mem_flags != 0 {
+                return Err(Errno::EINVAL);
+            }
+            let domain = caller.target(request.domid)?;
+            caller.system.claim(&domain, request.nr_extents).map(|()| 0)?
         }
         XENMEM_MAXIMUM_RAM_PAGE => caller.system.memory.max_frame().0,
         XENMEM_ACQUIRE_RESOURCE => return acquire_resource(caller, &command, argument),
@@ -273,16 +286,35 @@ fn memory_map<M: Machine>(caller: &mut Caller<'_, M>, argument: u64) -> Result<u
     let handle = caller.handle::<MemoryMap>(argument);
     let mut request = caller.read_arg(handle)?;
     let domain = caller.domain;
-    if domain.memory_map.is_empty() {
+    let length = domain.control.map_len();
+    if length == 0 {
         return Err(Errno::ENOSYS);
     }
-    request.nr_entries = request.nr_entries.min(domain.memory_map.len() as u32);
+    request.nr_entries = request.nr_entries.min(length);
     if !request.buffer.is_null() {
-        for (index, entry) in (0..request.nr_entries.into()).zip(&domain.memory_map) {
-            caller.write_at(request.buffer, index, entry)?;
+        for index in 0..request.nr_entries {
+            let entry = domain.control.map_entry(index).ok_or(Errno::EINVAL)?;
+            caller.write_at(request.buffer, index.into(), &entry)?;
         }
     }
     caller.write_arg(handle, &request).map(|()| 0)
+}
+
+/// Sets what another domain's XENMEM_memory_map answers. EPERM for who does not control it, EINVAL for too long a map, ENOMEM.
+fn set_memory_map<M: Machine>(caller: &mut Caller<'_, M>, argument: u64) -> Result<u64, Errno> {
+    let request = caller.read_arg(caller.handle::<ForeignMemoryMap>(argument))?;
+    caller.require_control()?;
+    let domain = caller.target(request.domid)?;
+    if request.map.nr_entries > MOST_REGIONS {
+        return Err(Errno::EINVAL);
+    }
+    let mut map = Vec::new();
+    map.try_reserve_exact(request.map.nr_entries as usize).map_err(|_| Errno::ENOMEM)?;
+    for index in 0..request.map.nr_entries {
+        map.push(caller.read_at(request.map.buffer, index.into())?);
+    }
+    domain.control.set_map(map);
+    Ok(0)
 }
 
 /// The machine's memory map, which is Dom0's; or its length, if there is no buffer. EINVAL if there is too little room.
@@ -290,7 +322,7 @@ fn machine_memory_map<M: Machine>(caller: &mut Caller<'_, M>, argument: u64) -> 
     caller.require_control()?;
     let handle = caller.handle::<MemoryMap>(argument);
     let mut request = caller.read_arg(handle)?;
-    let length = caller.domain.memory_map.len() as u32;
+    let length = caller.domain.control.map_len();
     if !request.buffer.is_null() {
         if request.nr_entries < length {
             return Err(Errno::EINVAL);
@@ -320,8 +352,8 @@ fn acquire_resource<M: Machine>(
     let kind = match (u32::from(request.r#type), request.id) {
         (XENMEM_RESOURCE_GRANT_TABLE, XENMEM_RESOURCE_GRANT_TABLE_ID_SHARED) => Kind::Entries,
         (XENMEM_RESOURCE_GRANT_TABLE, XENMEM_RESOURCE_GRANT_TABLE_ID_STATUS) => Kind::Status,
-        (XENMEM_RESOURCE_GRANT_TABLE, _) => return Err(Errno::EINVAL),
-        _ => return Err(Errno::EOPNOTSUPP),
+        (XENMEM_RESOURCE_IOREQ_SERVER | XENMEM_RESOURCE_VMTRACE_BUF, _) => return Err(Errno::EOPNOTSUPP),
+        _ => return Err(Errno::EINVAL),
     };
     if request.frame_list.is_null() {
         if request.nr_frames != 0 {

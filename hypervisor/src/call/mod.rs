@@ -2,6 +2,7 @@
 //! code that cannot fail half-way.
 
 pub mod console;
+pub mod domctl;
 pub mod event_channel;
 #[cfg(test)]
 mod fuzz_tests;

@@ -98,7 +98,7 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
             caller.write_arg(caller.handle(argument), &parameters).map(|()| 0)
         }
         XENVER_GUEST_HANDLE => {
-            let handle = caller.domain.handle;
+            let handle = caller.domain.control.handle();
             caller.write(caller.handle(argument), &handle).map(|()| 0)
         }
         XENVER_COMMANDLINE => {

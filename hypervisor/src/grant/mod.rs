@@ -22,6 +22,7 @@ use alloc::sync::Arc;
 
 use mm::p2m::P2m;
 use mm::table::PageFormat;
+use xen_abi::domctl::{CreateDomain, XEN_DOMCTL_GRANT_VERSION_MASK};
 use xen_abi::errno::Errno;
 use xen_abi::grant::*;
 use xen_abi::types::DomainId;
@@ -38,6 +39,19 @@ pub struct Limits {
     pub max_maptrack_frames: u32,
     /// The highest format of entries: 1 or 2.
     pub max_version: u8,
+}
+
+impl Limits {
+    /// Those that the toolstack asks for; what it leaves open is as by default.
+    pub fn of(config: &CreateDomain) -> Self {
+        let default = Limits::default();
+        let or = |wanted: i32, default: u32| u32::try_from(wanted).unwrap_or(default);
+        Limits {
+            max_frames: or(config.max_grant_frames, default.max_frames),
+            max_maptrack_frames: or(config.max_maptrack_frames, default.max_maptrack_frames),
+            max_version: (config.grant_opts & XEN_DOMCTL_GRANT_VERSION_MASK) as u8,
+        }
+    }
 }
 
 impl Default for Limits {

@@ -310,6 +310,17 @@ pub struct SchedulerOp {
     /// [`SchedCredit2`], or [`SchedulerOpVcpus`] for the `..VCPUINFO` commands.
     pub u: [u64; 2],
 }
+impl SchedulerOp {
+    pub const fn credit2(&self) -> SchedCredit2 {
+        let [first, _] = self.u;
+        SchedCredit2 { weight: first as u16, cap: (first >> 16) as u16 }
+    }
+
+    pub const fn set_credit2(&mut self, value: SchedCredit2) {
+        let [first, rest] = self.u;
+        self.u = [first >> 32 << 32 | (value.cap as u64) << 16 | value.weight as u64, rest];
+    }
+}
 pub const XEN_DOMCTL_SCHEDOP_PUTINFO: u32 = 0;
 pub const XEN_DOMCTL_SCHEDOP_GETINFO: u32 = 1;
 pub const XEN_DOMCTL_SCHEDOP_PUTVCPUINFO: u32 = 2;

@@ -69,6 +69,8 @@ pub enum Errno {
     EILSEQ = 84,
     /// To be continued: the hypercall runs again; never seen by a guest.
     ERESTART = 85,
+    /// Too many users.
+    EUSERS = 87,
     ENOTSOCK = 88,
     EMSGSIZE = 90,
     /// Not supported in this configuration.

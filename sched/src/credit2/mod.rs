@@ -110,7 +110,7 @@ impl Credit2 {
         })
     }
 
-    pub fn params(&self) -> &Params {
+    pub const fn params(&self) -> &Params {
         &self.params
     }
 

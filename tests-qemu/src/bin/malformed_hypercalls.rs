@@ -5,6 +5,7 @@
 
 use tests_qemu::hypercall::{call, op};
 use tests_qemu::memory;
+use tests_qemu::random::Random;
 use tests_qemu::tests::Tests;
 use tests_qemu::{cpu, fault, say, start};
 use xen_abi::memory::{MemoryDomain, XENMEM_CURRENT_RESERVATION};
@@ -16,34 +17,6 @@ tests_qemu::guest!(main);
 
 const CALLS: u32 = 100_000;
 const SEED: u64 = 0x5eed_c0de_2026_0001;
-
-/// xorshift64*: the same numbers on every machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    /// A number of the kinds that break things: small, at an edge, an address, or anything.
-    fn argument(&mut self, scratch: u64) -> u64 {
-        match self.below(10) {
-            0..=2 => self.below(64),
-            3 => [0, 1, u64::MAX, 1 << 63, 0xffff_ffff, 0x7fff_ffff, 0x7ff0, 1 << 32][self.below(8) as usize],
-            4..=6 => scratch + self.below(512) * 8,
-            7 => 0x8000_0000_0000 + self.below(1 << 20),
-            8 => scratch + 4096 * 2 - self.below(16),
-            _ => self.next(),
-        }
-    }
-}
 
 /// What would end the guest, the machine, or the guest's only vCPU, or fill the console: these are not called. The rest of each
 /// hypercall is.
@@ -121,13 +94,7 @@ fn scratch() -> u64 {
 /// Numbers of all kinds, in both pages.
 fn fill(random: &mut Random, scratch: u64) {
     for word in 0..1024 {
-        let value = match random.below(4) {
-            0 => random.below(16),
-            1 => random.below(64) | random.below(64) << 32,
-            2 => random.argument(scratch),
-            _ => random.next(),
-        };
-        cpu::write64(scratch + word * 8, value);
+        cpu::write64(scratch + word * 8, random.word(scratch));
     }
 }
 

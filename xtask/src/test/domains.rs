@@ -26,6 +26,18 @@ pub fn cases() -> Vec<Case> {
         Case {
             on_xen: false,
             prepare: nothing_to_prepare(),
+            run: Box::new(|context| life(context, LIFE, 300)),
+            ..debian::case("domains_life", "domains come and go, some of them hostile", SUITE, true)
+        },
+        Case {
+            on_xen: false,
+            prepare: nothing_to_prepare(),
+            run: Box::new(|context| life(context, LONG_LIFE, 1800)),
+            ..debian::case("domains_long_life", "200 domains come and go; a million hostile calls", SUITE, false)
+        },
+        Case {
+            on_xen: false,
+            prepare: nothing_to_prepare(),
             run: Box::new(shares),
             ..debian::case("domains_share", "two busy domains share a CPU by their weights", SUITE, true)
         },
@@ -41,6 +53,31 @@ pub fn cases() -> Vec<Case> {
             )
         },
     ]
+}
+
+/// What the guest that makes domains is told, in hexadecimal: cycles of creating and destroying, calls of the storm.
+const LIFE: &str = "cycles=a calls=4e20";
+const LONG_LIFE: &str = "cycles=c8 calls=f4240";
+
+/// Dom0 makes domains, and each of them goes without a trace.
+fn life(context: &Context<'_>, told: &str, limit: u64) -> Result<()> {
+    let boot = Boot {
+        corten_args: "dom0_mem=128M".into(),
+        modules: vec![module(&build::guest("domain_life"), told), module(&build::guest("domain_hostile"), "")],
+        memory_mib: 1024,
+        limit,
+        ..Boot::default()
+    };
+    let run = context.boot("run", boot)?;
+    host_is_well(&run)?;
+    let failures: Vec<&str> = run.console.lines().filter(|line| line.contains(" FAIL")).collect();
+    ensure!(failures.is_empty(), "{}", failures.join("\n    "));
+    ensure!(
+        run.console.contains("GUEST domain_life DONE ") && run.end == End::PoweredOff,
+        "it did not come to its end:\n    {}",
+        last_lines(&run.console, 12)
+    );
+    Ok(())
 }
 
 /// Two hogs of weights 256 and 512 on the one CPU share it 1:2, within 3 %.

@@ -166,7 +166,7 @@ fn polls_that_make_no_sense_are_refused_and_do_not_sleep() {
 fn a_shutdown_stops_every_vcpu_and_its_first_reason_stays() {
     let mut guest = guest();
     assert_eq!(guest.op(SCHED_OP, SCHEDOP_SHUTDOWN, &mut Shutdown { reason: SHUTDOWN_CRASH }), 0);
-    assert!(guest.domain.vcpus.iter().all(|vcpu| vcpu.holds() & hold::PAUSED != 0));
+    assert!(guest.domain.vcpus.iter().all(|vcpu| vcpu.holds() & hold::STOPPED != 0));
     assert_eq!(guest.op(SCHED_OP, SCHEDOP_SHUTDOWN, &mut Shutdown { reason: SHUTDOWN_REBOOT }), 0);
     assert_eq!(guest.system.machine.told(), [Told::Stopped(DomainId(0), SHUTDOWN_CRASH)]);
     assert_eq!(guest.domain.shutdown_reason(), Some(SHUTDOWN_CRASH));
