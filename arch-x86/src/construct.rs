@@ -162,15 +162,8 @@ pub fn assemble(
 ) -> Result<Domain<X86>, String> {
     let Plan { id, privilege, name, vcpus: count, .. } = plan;
     let is_control = privilege == Privilege::Control;
-    policies::find(host);
-    let cpuid = cpuid_policy(host, id, count, plan.tsc_mode);
-    let physical_bits = cpuid.physical_bits();
-    let msr = MsrPolicy::for_domain(
-        policies::read_host_msr,
-        &cpuid,
-        &MsrOptions { hardware_domain: is_control, pat_switched: true, physical_bits },
-    );
-    let bitmaps = host.bitmaps(memory, &plan.devices.ports.lock(), &msr).ok_or("no memory for its bitmaps")?;
+    let policy = guest_policy(host, id, count, plan.tsc_mode, is_control);
+    let bitmaps = host.bitmaps(memory, &plan.devices.ports.lock(), &policy.msr).ok_or("no memory for its bitmaps")?;
     let mut vcpus = Vec::new();
     vcpus.try_reserve_exact(count as usize).map_err(|_| NO_MEMORY_FOR_VCPUS)?;
     for id in 0..count {
@@ -214,11 +207,22 @@ pub fn assemble(
         control: plan.control,
         pages: plan.pages,
         max_pages: plan.max_pages,
-        machine: X86Domain::new(GuestPolicy::new(cpuid, msr), bitmaps, plan.devices),
+        machine: X86Domain::new(policy, bitmaps, plan.devices),
     }))
 }
 
 const NO_MEMORY_FOR_VCPUS: &str = "no memory for its vCPUs";
+
+/// What the domain has before the toolstack says anything.
+#[inline(never)]
+fn guest_policy(host: EngineHost, domain: DomainId, vcpus: u32, tsc_mode: u32, is_control: bool) -> Box<GuestPolicy> {
+    policies::find(host);
+    let cpuid = cpuid_policy(host, domain, vcpus, tsc_mode);
+    let physical_bits = cpuid.physical_bits();
+    let options = MsrOptions { hardware_domain: is_control, pat_switched: true, physical_bits };
+    let msr = MsrPolicy::for_domain(policies::read_host_msr, &cpuid, &options);
+    Box::new(GuestPolicy::new(cpuid, msr))
+}
 
 fn cpuid_policy(host: EngineHost, domain: DomainId, vcpus: u32, tsc_mode: u32) -> CpuidPolicy {
     let clock = machine::clock();

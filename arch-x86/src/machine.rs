@@ -230,7 +230,7 @@ pub struct X86Domain {
 }
 
 impl X86Domain {
-    pub fn new(policy: GuestPolicy, bitmaps: Bitmaps, devices: crate::devices::Devices) -> X86Domain {
+    pub fn new(policy: Box<GuestPolicy>, bitmaps: Bitmaps, devices: crate::devices::Devices) -> X86Domain {
         X86Domain {
             policy: DomainPolicy::new(policy),
             bitmaps,

@@ -2,6 +2,7 @@
 
 use core::arch::x86_64::__cpuid_count;
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use hypervisor::cpu_policy::Refused;
@@ -24,12 +25,13 @@ use crate::policy::system::SystemPolicies;
 /// What every guest's policy on this machine starts from.
 pub struct MachinePolicies {
     pub engine: Host,
-    pub system: SystemPolicies,
+    pub system: Box<SystemPolicies>,
 }
 
 static MACHINE: Once<MachinePolicies> = Once::new();
 
 /// Asks this machine, the first time; from then on [`machine`] answers.
+#[inline(never)]
 pub fn find(engine: Host) -> &'static MachinePolicies {
     MACHINE.call_once(|| {
         let options =
@@ -67,12 +69,12 @@ pub fn read_host_msr(msr: u32) -> Option<u64> {
 
 /// A domain's policy: open to change until a vCPU of it first runs, and the same for good from then on. Reading it takes no lock then.
 pub struct DomainPolicy {
-    open: Lock<GuestPolicy>,
-    settled: Once<GuestPolicy>,
+    open: Lock<Box<GuestPolicy>>,
+    settled: Once<Box<GuestPolicy>>,
 }
 
 impl DomainPolicy {
-    pub const fn new(policy: GuestPolicy) -> DomainPolicy {
+    pub const fn new(policy: Box<GuestPolicy>) -> DomainPolicy {
         DomainPolicy { open: Lock::new(Rank::DomainControl, policy), settled: Once::new() }
     }
 
@@ -83,12 +85,15 @@ impl DomainPolicy {
     }
 
     /// What it is now.
-    pub fn now(&self) -> GuestPolicy {
+    pub fn now(&self) -> Box<GuestPolicy> {
         self.settled.get().cloned().unwrap_or_else(|| self.open.lock().clone())
     }
 
     /// Puts another in its place, which `change` makes of it. EEXIST once a vCPU has run.
-    pub fn change(&self, change: impl FnOnce(&GuestPolicy) -> Result<GuestPolicy, Refused>) -> Result<(), Refused> {
+    pub fn change(
+        &self,
+        change: impl FnOnce(&GuestPolicy) -> Result<Box<GuestPolicy>, Refused>,
+    ) -> Result<(), Refused> {
         let mut open = self.open.lock();
         // Whoever settles it waits for the lock, or has been here before.
         if self.settled.is_completed() {
@@ -118,7 +123,7 @@ pub fn change(
 /// Says how a domain's TSC relates to time (XEN_DOMCTL_settscinfo). EEXIST once a vCPU of it has run.
 pub fn change_tsc(domain: &Domain<X86>, tsc: &TscInfo) -> Result<(), Errno> {
     let changed = domain.machine.policy.change(|present| {
-        let mut policy = present.clone();
+        let mut policy = Box::new(present.clone());
         policy.cpuid.set_tsc(tsc);
         Ok(policy)
     });
@@ -131,18 +136,18 @@ mod tests {
     use crate::policy::cpuid::CpuidPolicy;
     use crate::policy::msr::{MsrOptions, MsrPolicy};
 
-    fn policy() -> GuestPolicy {
+    fn policy() -> Box<GuestPolicy> {
         let nothing = |_, _| core::arch::x86_64::CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 };
         let cpuid = CpuidPolicy::for_domain(nothing, &CpuidOptions::default());
         let options = MsrOptions { hardware_domain: false, pat_switched: true, physical_bits: 36 };
         let msr = MsrPolicy::for_domain(|_| None, &cpuid, &options);
-        GuestPolicy::new(cpuid, msr)
+        Box::new(GuestPolicy::new(cpuid, msr))
     }
 
     #[test]
     fn a_policy_changes_until_it_is_settled() {
         let domain = DomainPolicy::new(policy());
-        let to = |cr4_allowed| move |old: &GuestPolicy| Ok(GuestPolicy { cr4_allowed, ..old.clone() });
+        let to = |cr4_allowed| move |old: &GuestPolicy| Ok(Box::new(GuestPolicy { cr4_allowed, ..old.clone() }));
         assert_eq!(domain.change(to(1)), Ok(()));
         assert_eq!(domain.now().cr4_allowed, 1);
         assert_eq!(domain.change(|_| Err(Errno::EINVAL.into())), Err(Errno::EINVAL.into()));

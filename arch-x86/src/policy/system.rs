@@ -2,6 +2,7 @@
 
 use core::arch::x86_64::CpuidResult;
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use hypervisor::cpu_policy::CpuPolicy;
@@ -21,9 +22,9 @@ pub struct SystemPolicies {
     host: CpuPolicy,
     host_features: FeatureSet,
     /// The most that a guest may have.
-    pub hvm_max: GuestPolicy,
+    pub hvm_max: Box<GuestPolicy>,
     /// What a guest has of it unless it asks for more.
-    pub hvm_default: GuestPolicy,
+    pub hvm_default: Box<GuestPolicy>,
 }
 
 impl SystemPolicies {
@@ -32,13 +33,13 @@ impl SystemPolicies {
         cpuid: impl Fn(u32, u32) -> CpuidResult + Copy,
         msr: impl Fn(u32) -> Option<u64> + Copy,
         options: &CpuidOptions,
-    ) -> SystemPolicies {
+    ) -> Box<SystemPolicies> {
         let policy = |options: &CpuidOptions| {
             let shown = CpuidPolicy::for_domain(cpuid, options);
             let options =
                 MsrOptions { hardware_domain: false, pat_switched: true, physical_bits: shown.physical_bits() };
             let msrs = MsrPolicy::for_domain(msr, &shown, &options);
-            GuestPolicy::new(shown, msrs)
+            Box::new(GuestPolicy::new(shown, msrs))
         };
         let most = CpuidOptions { topology: Topology::Host, ..*options };
         // A guest that moves to another machine cannot count on the TSC's rate: it is for those that stay.
@@ -49,12 +50,12 @@ impl SystemPolicies {
         let capabilities = if has_capabilities { msr(wire::ARCH_CAPABILITIES).unwrap_or_default() } else { 0 };
         let platform = MsrEntry { idx: wire::PLATFORM_INFO, flags: 0, val: 0 };
         let [_, capabilities_entry] = wire::msrs(capabilities);
-        SystemPolicies {
+        Box::new(SystemPolicies {
             host: CpuPolicy { leaves: wire::serialise(host), msrs: [platform, capabilities_entry].into() },
             host_features: FeatureSet::raw(host).with_capabilities(capabilities),
             hvm_max: policy(&most),
             hvm_default: policy(&CpuidOptions { without: &without, ..most }),
-        }
+        })
     }
 
     /// `XEN_SYSCTL_get_cpu_policy` with an index of `XEN_SYSCTL_CPU_POLICY_*`. EOPNOTSUPP for those of paravirtual guests, EINVAL for others that

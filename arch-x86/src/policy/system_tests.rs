@@ -13,7 +13,7 @@ fn msr(number: u32) -> Option<u64> {
     Some(if number == wire::ARCH_CAPABILITIES { u64::MAX } else { 0 })
 }
 
-fn machine(host: Host) -> SystemPolicies {
+fn machine(host: Host) -> Box<SystemPolicies> {
     SystemPolicies::new(
         host,
         msr,
@@ -44,7 +44,7 @@ fn find(policy: &CpuPolicy, number: u32, subleaf: u32) -> Option<CpuidLeaf> {
     policy.leaves.iter().copied().find(|l| (l.leaf, l.subleaf) == (number, subleaf))
 }
 
-fn set(host: Host, leaves: &[CpuidLeaf], msrs: &[MsrEntry]) -> Result<GuestPolicy, Refused> {
+fn set(host: Host, leaves: &[CpuidLeaf], msrs: &[MsrEntry]) -> Result<Box<GuestPolicy>, Refused> {
     domain(host).with(leaves, msrs, &machine(host).hvm_max)
 }
 

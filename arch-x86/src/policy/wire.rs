@@ -72,7 +72,8 @@ pub struct Leaves {
     caches: [Leaf; CACHES],
     structured: [Leaf; STRUCTURED],
     levels: [Leaf; LEVELS],
-    states: [Leaf; STATES as usize],
+    /// Of leaf 0xD what is a choice: the first subleaves. The components are as they are.
+    states: [Leaf; 2],
     extended: [Leaf; (MAX_EXTENDED_AMD - FIRST_EXTENDED) as usize + 1],
 }
 
@@ -84,7 +85,7 @@ impl Leaves {
             caches: Default::default(),
             structured: Default::default(),
             levels: Default::default(),
-            states: [[0; 4]; STATES as usize],
+            states: Default::default(),
             extended: [[0; 4]; (MAX_EXTENDED_AMD - FIRST_EXTENDED) as usize + 1],
         };
         for leaf in policy.leaves() {
@@ -101,6 +102,7 @@ impl Leaves {
             (0x4, _) => (&mut self.caches, subleaf),
             (0x7, _) => (&mut self.structured, subleaf),
             (0xb, _) => (&mut self.levels, subleaf),
+            (0xd, 2..STATES) => return Ok(()),
             (0xd, _) => (&mut self.states, subleaf),
             (0..=MAX_BASIC, XEN_CPUID_NO_SUBLEAF) => (&mut self.basic, leaf),
             (FIRST_EXTENDED..=MAX_EXTENDED_AMD, XEN_CPUID_NO_SUBLEAF) => (&mut self.extended, leaf & 0xff),
