@@ -2,6 +2,7 @@
 
 use mm::addr::GuestPhys;
 use mm::{Cached, P2mCache};
+use sched::CpuSet;
 
 use crate::engine::{Engine, Nested};
 use crate::event::{Pending, Raised, exception};
@@ -22,6 +23,8 @@ pub struct Context {
     pub xcr0: u64,
     pub fpu: FpuArea,
     pub switched: SwitchedRegisters,
+    /// The CPUs that have had it.
+    pub seen: CpuSet,
     pub cache: P2mCache,
     /// A fault met a double fault: the vCPU is beyond help.
     pub triple_fault: bool,

@@ -8,7 +8,7 @@ use hypervisor::machine::Machine;
 use hypervisor::system::System;
 use hypervisor::teardown::Teardown;
 use mm::lock::{Lock, Rank};
-use sched::Nanos;
+use sched::{CpuSet, Nanos};
 
 use crate::machine::X86;
 use crate::percpu;
@@ -33,6 +33,7 @@ pub fn some(system: &'static System<X86>) -> bool {
     let begun = CURRENT.lock().take();
     if let Some((domain, mut teardown)) = begun.or_else(|| next(system)) {
         if has_left(&domain) && teardown.step(system, &domain) {
+            report(&domain, system.machine.now());
             // What is left is small, and referred to by the scheduler's list.
             log::info!(target: "domain", "{} (domain {}): its memory is free again", domain.name, domain.id.0);
         } else {
@@ -63,6 +64,18 @@ fn next(system: &System<X86>) -> Option<(Arc<Domain<X86>>, Teardown)> {
         system.machine.timer_changed(&domain, vcpu);
     }
     Some((domain, Teardown::default()))
+}
+
+/// Says how long each vCPU has run, and where.
+fn report(domain: &Domain<X86>, now: Nanos) {
+    for vcpu in &domain.vcpus {
+        let [ran, ..] = vcpu.runstate.lock().times(now);
+        let seen = vcpu.machine.context.lock().as_ref().map_or(CpuSet::EMPTY, |context| context.seen);
+        if !seen.is_empty() {
+            let (name, id, vcpu, ms) = (&domain.name, domain.id.0, vcpu.id.0, ran / 1_000_000);
+            log::info!(target: "domain", "{name} (domain {id}): vCPU {vcpu} has run for {ms} ms, on CPUs {seen}");
+        }
+    }
 }
 
 /// Whether no CPU has registers of the domain's any more. Those that do are asked for them.
