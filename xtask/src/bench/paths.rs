@@ -48,7 +48,7 @@ fn measure(engine: &Engine, hypervisor: &Hypervisor, logs: &Path) -> Result<Meas
             let console = if hypervisor.is_xen { " sync_console" } else { "" };
             hypervisor.set_args(&format!("dom0_mem=128M dom0_max_vcpus={cpus}{console}"), engine.xen_protocol());
             let module = Module { file: build::guest(guest), args: String::new() };
-            Medium { hypervisor, modules: vec![module] }.write_iso(&iso)?;
+            Medium { hypervisor, modules: vec![module], acpi: None }.write_iso(&iso)?;
             let mut running = engine.start(&Machine { cpus, ..Machine::plain(&iso, 1024, &logs) })?;
             let run =
                 console::watch(&mut running, &logs.join("console.log"), Duration::from_secs(180), &[], &mut |_| {})?;
