@@ -6,6 +6,7 @@ use crate::build;
 use crate::console::End;
 use crate::dom0::{DOMAIN_KERNEL_ARGS, Dom0};
 use crate::engine::Engine;
+use crate::image::Hypervisor;
 use anyhow::{Context as _, Result, ensure};
 
 const SUITE: &str = "trixie";
@@ -43,10 +44,21 @@ pub fn cases() -> Vec<Case> {
         Case {
             on_xen: false,
             prepare: nothing_to_prepare(),
-            run: Box::new(many),
+            run: Box::new(|context| many(context, 1).map(drop)),
             ..debian::case(
                 "domains_guests",
                 "test guests as domains beside Dom0: each ends in its own way",
+                SUITE,
+                true,
+            )
+        },
+        Case {
+            on_xen: false,
+            prepare: Box::new(build::checked),
+            run: Box::new(checked),
+            ..debian::case(
+                "checked_guests",
+                "the same on two CPUs, with assertions and lock ranks checked",
                 SUITE,
                 true,
             )
@@ -98,6 +110,14 @@ fn hogs(context: &Context<'_>, cpus: u32, end: u32, terms: &[(&str, &str)]) -> R
     Ok(run.console)
 }
 
+/// The image with all its assertions, which end the run where they do not hold.
+fn checked(context: &Context<'_>) -> Result<()> {
+    let hypervisor = Hypervisor { image: build::checked_image(), ..context.hypervisor.clone() };
+    let console = many(&Context { hypervisor: &hypervisor, engine: context.engine, logs: context.logs.clone() }, 2)?;
+    ensure!(console.contains("assertions are on"), "the image does not say that it checks its assertions");
+    Ok(())
+}
+
 /// A guest as a domain beside Dom0.
 struct Beside {
     name: &'static str,
@@ -143,7 +163,7 @@ const LEFT_OUT: &[(&str, &str, &str)] = &[
 ];
 
 /// Many domains, some of which are good for nothing. Dom0 sees the end of all of them.
-fn many(context: &Context<'_>) -> Result<()> {
+fn many(context: &Context<'_>, cpus: u32) -> Result<String> {
     let mut modules = vec![module(&build::guest("domain_share"), "wait=c")];
     for (index, Beside { name, guest, vcpus, terms, told, .. }) in BESIDE.iter().enumerate() {
         let id = index + 1;
@@ -152,7 +172,8 @@ fn many(context: &Context<'_>) -> Result<()> {
         modules.push(module(&build::guest(guest), &format!("{described} -- {told}")));
     }
     modules.extend(LEFT_OUT.iter().map(|(guest, described, _)| module(&build::guest(guest), described)));
-    let boot = Boot { corten_args: "dom0_mem=128M".into(), modules, memory_mib: 1024, limit: 180, ..Boot::default() };
+    let boot =
+        Boot { corten_args: "dom0_mem=128M".into(), modules, memory_mib: 1024, cpus, limit: 180, ..Boot::default() };
     let run = context.boot("run", boot)?;
     host_is_well(&run)?;
     ensure!(run.end == End::PoweredOff, "it did not power off; its end:\n    {}", last_lines(&run.console, 12));
@@ -163,7 +184,7 @@ fn many(context: &Context<'_>) -> Result<()> {
         let refused = run.console.lines().any(|line| line.contains(said) && line.contains("left out"));
         ensure!(refused, "\"{described}\" is not refused by \"{said} … left out\"");
     }
-    Ok(())
+    Ok(run.console)
 }
 
 fn judge(console: &str, domain: &Beside, id: usize) -> Result<()> {
