@@ -23,7 +23,7 @@ use hypervisor::vcpu::{Vcpu, hold};
 use hypervisor::wallclock;
 use mm::addr::{GuestPhys, Mfn};
 use mm::{Memory, P2m, P2mCache, SharedPage};
-use sched::Terms;
+use sched::{CpuSet, Terms};
 use xen_abi::memory::E820Entry;
 use xen_abi::types::{DomainId, VcpuId};
 use xen_abi::x86::{XEN_HVM_CPUID_EXT_DEST_ID, XEN_HVM_CPUID_IOMMU_MAPPINGS, XEN_HVM_CPUID_UPCALL_VECTOR};
@@ -183,6 +183,7 @@ pub fn assemble(
             xcr0: 1,
             fpu: FpuArea::new(memory, fpu::switched_states(), size).map_err(|_| NO_MEMORY_FOR_VCPUS)?,
             switched: SwitchedRegisters::default(),
+            seen: CpuSet::EMPTY,
             cache: P2mCache::new(),
             triple_fault: false,
             waiting: Some(Box::new(CpuState::sipi(0))),

@@ -5,6 +5,7 @@ use alloc::boxed::Box;
 use hypervisor::domain::Domain;
 use mm::addr::GuestPhys;
 use mm::{Cached, P2m, P2mCache};
+use sched::CpuSet;
 
 use crate::engine::{Engine, Nested};
 use crate::event::{Event, Pending, Raised, exception};
@@ -29,6 +30,8 @@ pub struct Context {
     pub xcr0: u64,
     pub fpu: FpuArea,
     pub switched: SwitchedRegisters,
+    /// The CPUs that have had it.
+    pub seen: CpuSet,
     pub cache: P2mCache,
     /// A fault met a double fault: the vCPU is beyond help.
     pub triple_fault: bool,

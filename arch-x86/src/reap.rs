@@ -3,8 +3,11 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use hypervisor::domain::Domain;
+use hypervisor::machine::Machine;
 use hypervisor::system::System;
 use hypervisor::teardown;
+use sched::{CpuSet, Nanos};
 
 use crate::machine::X86;
 
@@ -38,9 +41,22 @@ pub fn some(system: &'static System<X86>) -> bool {
     if let Some(domain) = stopped {
         note();
         if teardown::destroy(system, &domain) {
+            report(&domain, system.machine.now());
             log::info!(target: "domain", "{} (domain {}): its memory is free again", domain.name, domain.id.0);
         }
     }
     BUSY.store(false, Ordering::Release);
     PENDING.load(Ordering::Acquire)
+}
+
+/// Says how long each vCPU has run, and where.
+fn report(domain: &Domain<X86>, now: Nanos) {
+    for vcpu in &domain.vcpus {
+        let [ran, ..] = vcpu.runstate.lock().times(now);
+        let seen = vcpu.machine.context.lock().as_ref().map_or(CpuSet::EMPTY, |context| context.seen);
+        if !seen.is_empty() {
+            let (name, id, vcpu, ms) = (&domain.name, domain.id.0, vcpu.id.0, ran / 1_000_000);
+            log::info!(target: "domain", "{name} (domain {id}): vCPU {vcpu} has run for {ms} ms, on CPUs {seen}");
+        }
+    }
 }

@@ -138,6 +138,9 @@ fn stop_early(why: core::fmt::Arguments<'_>) -> ! {
 
 fn report(info: &'static BootInfo, problems: &[Problem]) {
     log::info!(target: "boot", "Corten {}, loaded at {:#x} by {}", env!("CARGO_PKG_VERSION"), info.image.start, info.loader_name);
+    if cfg!(debug_assertions) {
+        log::info!(target: "boot", "assertions are on: lock ranks, arithmetic, what must not be");
+    }
     log::info!(target: "boot", "command line: {}", info.cmdline);
     let mut notices = 0;
     Options::parse(info.cmdline, |notice| {

@@ -20,8 +20,8 @@ use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 use crate::{cpu, hypercall, memory, start};
 
-/// An address at which Dom0 has nothing, in a machine with 1 GiB: others' pages are looked at here.
-const WINDOW: u64 = 0x6000_0000;
+/// Memory that no guest uses (see [`memory::spare_ram`]), which Dom0 gives up to look at others' pages there.
+const WINDOW: u64 = 40 << 20;
 /// Where a domain's start info and its command line go; its kernel is far above.
 const START_INFO: u64 = 0x1000;
 const COMMAND_LINE: u64 = 0x2000;

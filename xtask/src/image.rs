@@ -36,6 +36,8 @@ pub struct Module {
 pub struct Medium {
     pub hypervisor: Hypervisor,
     pub modules: Vec<Module>,
+    /// An ACPI table that takes the place of the firmware's own with that signature (BIOS).
+    pub acpi: Option<Vec<u8>>,
 }
 
 /// What Corten is told unless the user says otherwise: its log on the first serial port and on the screen.
@@ -97,7 +99,7 @@ impl Medium {
         for described in &boot.domain {
             modules.extend(domain_modules(described, &boot.suite)?);
         }
-        Ok(Medium { hypervisor, modules })
+        Ok(Medium { hypervisor, modules, acpi: None })
     }
 
     /// Makes the ISO with grub-mkrescue, for i386-pc and x86_64-efi.
@@ -118,6 +120,9 @@ impl Medium {
         for (index, module) in self.modules.iter().enumerate() {
             put(&module.file, &format!("module{index}"))?;
         }
+        if let Some(table) = &self.acpi {
+            std::fs::write(tree.path().join("boot/acpi"), table)?;
+        }
         std::fs::write(boot.join("grub.cfg"), self.grub_cfg())?;
         let tree = tree.path();
         let result = cmd!(sh, "grub-mkrescue --output={iso} {tree}").quiet().ignore_stderr().ignore_stdout().run();
@@ -137,6 +142,9 @@ impl Medium {
             "serial --unit=0 --speed=115200\nterminal_input console serial\nterminal_output console serial\n\
              set timeout=0\nset gfxpayload=text\nmenuentry \"Corten\" {\n",
         );
+        if let Some(signature) = self.acpi.as_ref().and_then(|table| table.get(..4)) {
+            let _ = writeln!(text, "  acpi --exclude={} /boot/acpi", String::from_utf8_lossy(signature));
+        }
         let _ = writeln!(text, "  {hypervisor} /boot/hypervisor {}", self.hypervisor.args);
         for (index, m) in self.modules.iter().enumerate() {
             // GRUB would decompress what it recognises; Dom0 is to get its initramfs as it is.
@@ -208,6 +216,7 @@ mod tests {
         Medium {
             hypervisor: Hypervisor { image: "corten".into(), is_xen: false, protocol, args: "com1=115200".into() },
             modules: vec![module("vmlinuz", "console=hvc0"), module("initrd", "")],
+            acpi: None,
         }
     }
 
@@ -218,6 +227,14 @@ mod tests {
         let initrd = text.find("module2 --nounzip /boot/module1").expect("initrd");
         assert!(text.find("multiboot2 /boot/hypervisor com1=115200").expect("hypervisor") < kernel);
         assert!(kernel < initrd && text.contains("set timeout=0"));
+    }
+
+    #[test]
+    fn a_table_is_loaded_in_the_place_of_the_one_with_its_signature() {
+        let medium = Medium { acpi: Some(b"APIC....".to_vec()), ..medium(Protocol::Multiboot2) };
+        let text = medium.grub_cfg();
+        let table = text.find("acpi --exclude=APIC /boot/acpi").expect("table");
+        assert!(table < text.find("multiboot2 /boot/hypervisor").expect("hypervisor"));
     }
 
     #[test]

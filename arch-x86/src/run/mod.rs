@@ -131,6 +131,7 @@ impl Loaded {
         }
         cpu.note_domain(Some(resident.domain.id));
         cpu.take_timers(vcpu);
+        context.seen.insert(cpu.id);
         context.engine.set_guard(percpu::is_shared().then(|| crate::machine::clock().ticks(GUARD)));
         context.switched.restore(host::has_rdtscp());
         if host::has_xsave() {

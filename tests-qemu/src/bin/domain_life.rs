@@ -33,9 +33,9 @@ const ATTACKS: [(&str, &str, Option<u32>); 8] = [
 ];
 
 fn main(t: &mut Tests) {
-    let Ok(victim) = victim() else {
-        t.check("a domain can be made", false);
-        return;
+    let victim = match victim() {
+        Ok(victim) => victim,
+        Err(why) => return t.returns("a domain can be made", why, 0),
     };
     // What is made once and stays, such as room in tables, is made by the first.
     live(t, "attack=1", "the first", Some(REBOOT));

@@ -76,7 +76,7 @@ fn measure(engine: &Engine, name: &str, modules: &[Module]) -> Result<Boot> {
     progress::step(&format!("boot {name} in {}", engine.name()), |_| {
         let logs = paths::target_dir(&format!("bench/boot/{name}"))?;
         let iso = logs.join("boot.iso");
-        Medium { hypervisor, modules: modules.to_vec() }.write_iso(&iso)?;
+        Medium { hypervisor, modules: modules.to_vec(), acpi: None }.write_iso(&iso)?;
         let machine = Machine { iommu: is_xen, ..Machine::plain(&iso, 1024, &logs) };
         let mut running = engine.start(&machine)?;
         let run = console::watch(&mut running, &logs.join("console.log"), Duration::from_secs(600), &[], &mut |_| {})?;

@@ -1,4 +1,4 @@
-//! The yardstick: what each path costs in Xen 4.20 (Bochs, one CPU, from inside a PVH Dom0), and what it may cost in Corten.
+//! The yardstick: what each path costs in Xen 4.20 (Bochs, from inside a PVH Dom0), and what it may cost in Corten.
 
 /// One path. Costs are instructions, as the TSC counts them in Bochs with `sync=none`.
 pub struct Cost {
@@ -35,6 +35,10 @@ pub const COSTS: &[Cost] = &[
     cost("timer-stop", "timer: stop_singleshot", 1_139, 500),
     // Xen adds up to 50 µs of slop, which is 2,500 instructions here.
     cost("timer-wake", "timer to its handler, out of HLT", 7_500, 2_500),
+    cost("wake-halted", "event to the handler of a halted vCPU, its CPU idle", 10_622, 2_500),
+    cost("wake-send", "the same, to the sender's going on", 7_534, 2_000),
+    cost("wake-ipi", "IPI (x2APIC) to the handler of a halted vCPU", 7_119, 2_200),
+    cost("wake-polling", "event to the end of another vCPU's SCHEDOP_poll", 14_578, 2_300),
     cost("populate", "populate_physmap, one page", 13_687, 4_000),
     cost("decrease-reservation", "decrease_reservation, one page", 14_614, 4_000),
     cost("add-to-physmap", "add_to_physmap", 10_683, 3_000),
@@ -44,8 +48,8 @@ pub const COSTS: &[Cost] = &[
     cost("grant-copy-1", "grant: copy 1 byte", 12_850, 2_500),
 ];
 
-/// The guests that measure.
-pub const GUESTS: &[&str] = &["bench_exits", "bench_events", "bench_memory"];
+/// The guests that measure, and how many CPUs they are for.
+pub const GUESTS: &[(&str, u32)] = &[("bench_exits", 1), ("bench_events", 1), ("bench_memory", 1), ("bench_wake", 2)];
 
 #[cfg(test)]
 mod tests {
@@ -54,7 +58,7 @@ mod tests {
     #[test]
     fn every_path_of_the_table_is_measured_by_a_guest_and_none_beside() {
         let mut sources = String::new();
-        for guest in GUESTS {
+        for (guest, _) in GUESTS {
             let path = crate::paths::root().join(format!("tests-qemu/src/bin/{guest}.rs"));
             sources.push_str(&std::fs::read_to_string(path).expect("the guest's source"));
         }

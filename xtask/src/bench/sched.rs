@@ -38,7 +38,45 @@ pub fn command() -> Result<ExitCode> {
     let file = paths::target_dir("bench")?.join("sched.svg");
     std::fs::write(&file, plot(&figures))?;
     println!("\nplot: {}", file.display());
-    Ok(ExitCode::SUCCESS)
+    let beyond = beyond(&figures);
+    beyond.iter().for_each(|line| println!("BEYOND ITS BOUND: {line}"));
+    Ok(if beyond.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// In percent: of each one's due share, and of a cap.
+const MOST_OFF: f64 = 1.0;
+/// The rate limit and the time that an interrupt takes, in microseconds: 99 % of the wake-ups lead to running within it.
+const MOST_LATE: f64 = 1_002.0;
+/// With a thousand times as many vCPUs that wait, a decision costs no more than so many times as much. Its logarithm grows by 4 to 6 times;
+/// the rest is for what else the machine does.
+const MOST_GROWTH: f64 = 24.0;
+
+/// What is not as it has to be. That nobody is preempted within the rate limit is among the simulator's own rules, which end the run.
+fn beyond(figures: &Figures) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (queue, error) in figures.shares.iter().filter(|(_, error)| *error > MOST_OFF) {
+        lines.push(format!("shares, {queue} CPUs a run queue: {error:.3} % off, {MOST_OFF} % at most"));
+    }
+    for (cap, got) in figures.caps.iter().filter(|(cap, got)| (got / cap - 1.0).abs() * 100.0 > MOST_OFF) {
+        lines.push(format!("cap of {cap} %: {got:.3} %, {MOST_OFF} % of it off at most"));
+    }
+    for (hogs, [_, most, _]) in figures.latencies.iter().filter(|(_, [_, most, _])| *most > MOST_LATE) {
+        lines.push(format!("wake-up beside {hogs} hogs: 99 % within {most:.1} us, {MOST_LATE} us at most"));
+    }
+    for cpus in each(figures, |cost| cost.cpus) {
+        // Where nobody waits there is nothing to decide.
+        let contended: Vec<&Cost> =
+            figures.costs.iter().filter(|cost| cost.cpus == cpus && cost.vcpus > cost.cpus).collect();
+        if let [first, .., last] = contended.as_slice()
+            && last.decide > first.decide * MOST_GROWTH
+        {
+            lines.push(format!(
+                "a decision on {cpus} CPUs: {:.0} ns with {} vCPUs, {:.0} ns with {}",
+                first.decide, first.vcpus, last.decide, last.vcpus
+            ));
+        }
+    }
+    lines
 }
 
 fn read(text: &str) -> Result<Figures> {
@@ -132,6 +170,14 @@ mod tests {
         assert!(table.contains("      4096       780         -\n"), "{table}");
         assert!(table.contains("0.052 %") && table.contains("149.900 %"), "{table}");
         assert_eq!(plot(&figures).matches("<polyline").count(), 2);
+    }
+
+    #[test]
+    fn each_figure_beyond_its_bound_is_named() {
+        assert_eq!(beyond(&read(TEXT).expect("figures")), [""; 0]);
+        let bad = "cost 4 1 50 1\ncost 4096 1 50000 1\nshares 8 1.2\ncap 50 50.9\nlatency full 8 2.0 1500.0 1500.0\n";
+        let lines = beyond(&read(bad).expect("figures"));
+        assert_eq!(lines.len(), 4, "{lines:?}");
     }
 
     #[test]

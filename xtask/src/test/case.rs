@@ -41,6 +41,8 @@ pub struct Boot {
     pub cpu: Option<String>,
     pub disk: Option<PathBuf>,
     pub firmware: Firmware,
+    /// An ACPI table in the place of the firmware's own.
+    pub acpi: Option<Vec<u8>>,
     /// Another board than q35, as QEMU names it.
     pub board: Option<&'static str>,
     /// QEMU's arguments for what else the machine has.
@@ -62,6 +64,7 @@ impl Default for Boot {
             cpu: None,
             disk: None,
             firmware: Firmware::default(),
+            acpi: None,
             board: None,
             devices: Vec::new(),
             reboots: false,
@@ -87,8 +90,8 @@ impl Context<'_> {
             args = format!("{args} sync_console");
         }
         let protocol = self.engine.xen_protocol();
-        Medium { hypervisor: self.hypervisor.clone().with_args(&args, protocol), modules: boot.modules }
-            .write_iso(&iso)?;
+        let hypervisor = self.hypervisor.clone().with_args(&args, protocol);
+        Medium { hypervisor, modules: boot.modules, acpi: boot.acpi }.write_iso(&iso)?;
         let machine = Machine {
             cpus: boot.cpus,
             disk: boot.disk,

@@ -6,6 +6,7 @@ use crate::build;
 use crate::console::End;
 use crate::dom0::{DOMAIN_KERNEL_ARGS, Dom0};
 use crate::engine::Engine;
+use crate::image::Hypervisor;
 use anyhow::{Context as _, Result, ensure};
 
 const SUITE: &str = "trixie";
@@ -44,10 +45,32 @@ pub fn cases() -> Vec<Case> {
         Case {
             on_xen: false,
             prepare: nothing_to_prepare(),
-            run: Box::new(many),
+            run: Box::new(pinned),
+            ..debian::case(
+                "domains_pinned",
+                "busy domains get what their caps and their CPUs allow, while a CPU is idle",
+                SUITE,
+                true,
+            )
+        },
+        Case {
+            on_xen: false,
+            prepare: nothing_to_prepare(),
+            run: Box::new(|context| many(context, 1).map(drop)),
             ..debian::case(
                 "domains_guests",
                 "test guests as domains beside Dom0: each ends in its own way",
+                SUITE,
+                true,
+            )
+        },
+        Case {
+            on_xen: false,
+            prepare: Box::new(build::checked),
+            run: Box::new(checked),
+            ..debian::case(
+                "checked_guests",
+                "the same on two CPUs, with assertions and lock ranks checked",
                 SUITE,
                 true,
             )
@@ -82,20 +105,53 @@ fn life(context: &Context<'_>, told: &str, limit: u64) -> Result<()> {
 
 /// Two hogs of weights 256 and 512 on the one CPU share it 1:2, within 3 %.
 fn shares(context: &Context<'_>) -> Result<()> {
+    let console = hogs(context, 1, 11, &[("light", "weight=256"), ("heavy", "weight=512")])?;
+    let ratio = share(&console, "heavy")? / share(&console, "light")?;
+    ensure!((ratio / 2.0 - 1.0).abs() <= 0.03, "the weights are 1:2, and the shares 1:{ratio:.3}");
+    Ok(())
+}
+
+/// One hog has half of CPU 0, and two have to share CPU 1 though the other is idle half of the time.
+fn pinned(context: &Context<'_>) -> Result<()> {
+    const HOGS: [(&str, &str, u32); 3] = [("half", "cap=50 cpus=0", 0), ("one", "cpus=1", 1), ("two", "cpus=1", 1)];
+    let console = hogs(context, 2, 5, &HOGS.map(|(name, terms, _)| (name, terms)))?;
+    // Where time is the host's, a busy host keeps a CPU from whoever has it for many time slices, and a budget that was not used in its
+    // period does not come again.
+    let counts = matches!(context.engine, Engine::Bochs(_));
+    let (capped, shared) = if counts { (0.99..=1.01, 0.99..=1.01) } else { (0.8..=1.03, 0.85..=1.15) };
+    for (name, terms, cpu) in HOGS {
+        let share = share(&console, name)?;
+        let bounds = if terms.contains("cap=") { &capped } else { &shared };
+        ensure!(bounds.contains(&(share / 0.5)), "domain {name} ({terms}) has {share:.4} of a CPU, and not half of it");
+        let ran =
+            console.lines().find(|line| line.contains(&format!("{name} (domain ")) && line.contains(" has run for "));
+        let ran = ran.with_context(|| format!("the hypervisor does not say where domain {name} has run"))?;
+        ensure!(ran.trim_end().ends_with(&format!(", on CPUs {cpu}")), "domain {name} ({terms}) leaves its CPU: {ran}");
+    }
+    let together = share(&console, "one")? + share(&console, "two")?;
+    ensure!((0.97..=1.03).contains(&together), "two domains have {together:.4} of the CPU that they share");
+    Ok(())
+}
+
+/// Hogs by name and terms, of which each says what it got from the first second to the one given; the console of all of it.
+fn hogs(context: &Context<'_>, cpus: u32, end: u32, terms: &[(&str, &str)]) -> Result<String> {
     let guest = build::guest("domain_share");
-    let hog =
-        |name: &str, weight: u32| module(&guest, &format!("domain name={name} memory=64M weight={weight} -- hog=b"));
-    let boot = Boot {
-        corten_args: "dom0_mem=128M".into(),
-        modules: vec![module(&guest, "wait=e"), hog("light", 256), hog("heavy", 512)],
-        limit: 120,
-        ..Boot::default()
-    };
-    let run = context.boot("run", boot)?;
+    let mut modules = vec![module(&guest, &format!("wait={:x}", end + 2))];
+    for (name, terms) in terms {
+        modules.push(module(&guest, &format!("domain name={name} memory=64M {terms} -- hog={end:x}")));
+    }
+    let run = context
+        .boot("run", Boot { corten_args: "dom0_mem=128M".into(), modules, cpus, limit: 120, ..Boot::default() })?;
     host_is_well(&run)?;
     ensure!(run.end == End::PoweredOff, "it did not power off; its end:\n    {}", last_lines(&run.console, 12));
-    let ratio = share(&run.console, "heavy")? / share(&run.console, "light")?;
-    ensure!((ratio / 2.0 - 1.0).abs() <= 0.03, "the weights are 1:2, and the shares 1:{ratio:.3}");
+    Ok(run.console)
+}
+
+/// The image with all its assertions, which end the run where they do not hold.
+fn checked(context: &Context<'_>) -> Result<()> {
+    let hypervisor = Hypervisor { image: build::checked_image(), ..context.hypervisor.clone() };
+    let console = many(&Context { hypervisor: &hypervisor, engine: context.engine, logs: context.logs.clone() }, 2)?;
+    ensure!(console.contains("assertions are on"), "the image does not say that it checks its assertions");
     Ok(())
 }
 
@@ -144,7 +200,7 @@ const LEFT_OUT: &[(&str, &str, &str)] = &[
 ];
 
 /// Many domains, some of which are good for nothing. Dom0 sees the end of all of them.
-fn many(context: &Context<'_>) -> Result<()> {
+fn many(context: &Context<'_>, cpus: u32) -> Result<String> {
     let mut modules = vec![module(&build::guest("domain_share"), "wait=c")];
     for (index, Beside { name, guest, vcpus, terms, told, .. }) in BESIDE.iter().enumerate() {
         let id = index + 1;
@@ -153,7 +209,8 @@ fn many(context: &Context<'_>) -> Result<()> {
         modules.push(module(&build::guest(guest), &format!("{described} -- {told}")));
     }
     modules.extend(LEFT_OUT.iter().map(|(guest, described, _)| module(&build::guest(guest), described)));
-    let boot = Boot { corten_args: "dom0_mem=128M".into(), modules, memory_mib: 1024, limit: 180, ..Boot::default() };
+    let boot =
+        Boot { corten_args: "dom0_mem=128M".into(), modules, memory_mib: 1024, cpus, limit: 180, ..Boot::default() };
     let run = context.boot("run", boot)?;
     host_is_well(&run)?;
     ensure!(run.end == End::PoweredOff, "it did not power off; its end:\n    {}", last_lines(&run.console, 12));
@@ -164,7 +221,7 @@ fn many(context: &Context<'_>) -> Result<()> {
         let refused = run.console.lines().any(|line| line.contains(said) && line.contains("left out"));
         ensure!(refused, "\"{described}\" is not refused by \"{said} … left out\"");
     }
-    Ok(())
+    Ok(run.console)
 }
 
 fn judge(console: &str, domain: &Beside, id: usize) -> Result<()> {

@@ -11,6 +11,7 @@ mod refusals;
 mod report;
 mod runner;
 mod sizes;
+mod smp;
 
 use crate::cli::TestArgs;
 use crate::engine::{Choice, Engine, Options};
@@ -73,6 +74,7 @@ fn cases() -> Vec<Case> {
     cases.extend(refusals::cases());
     cases.push(costs::case());
     cases.push(sizes::case());
+    cases.push(smp::case());
     cases.extend(debian::cases());
     cases.extend(devices::cases());
     cases.extend(domains::cases());
