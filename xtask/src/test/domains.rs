@@ -32,6 +32,12 @@ pub fn cases() -> Vec<Case> {
         Case {
             on_xen: false,
             prepare: nothing_to_prepare(),
+            run: Box::new(neighbours),
+            ..debian::case("domains_exits", "a domain that exits beside one that loads x87 state", SUITE, true)
+        },
+        Case {
+            on_xen: false,
+            prepare: nothing_to_prepare(),
             run: Box::new(many),
             ..debian::case(
                 "domains_guests",
@@ -59,6 +65,35 @@ fn shares(context: &Context<'_>) -> Result<()> {
     ensure!(run.end == End::PoweredOff, "it did not power off; its end:\n    {}", last_lines(&run.console, 12));
     let ratio = share(&run.console, "heavy")? / share(&run.console, "light")?;
     ensure!((ratio / 2.0 - 1.0).abs() <= 0.03, "the weights are 1:2, and the shares 1:{ratio:.3}");
+    Ok(())
+}
+
+/// Two domains, each alone with its CPU.
+fn neighbours(context: &Context<'_>) -> Result<()> {
+    // In Bochs a second takes longer.
+    let seconds = if matches!(context.engine, Engine::Bochs(_)) { 2 } else { 8 };
+    let guest = build::guest("domain_exits");
+    let domain = |name: &str, cpu: u32, told: &str| {
+        module(&guest, &format!("domain name={name} memory=64M cpus={cpu} -- until={seconds:x} {told}"))
+    };
+    let wait = format!("wait={:x}", seconds + 1);
+    let boot = Boot {
+        corten_args: "dom0_mem=128M".into(),
+        modules: vec![
+            module(&build::guest("domain_share"), &wait),
+            domain("exits", 0, ""),
+            domain("loads", 1, "fpu=1"),
+        ],
+        cpus: 2,
+        limit: 120,
+        ..Boot::default()
+    };
+    let run = context.boot("run", boot)?;
+    host_is_well(&run)?;
+    ensure!(run.end == End::PoweredOff, "it did not power off; its end:\n    {}", last_lines(&run.console, 12));
+    for (index, name) in ["exits", "loads"].into_iter().enumerate() {
+        judge(&run.console, &beside(name, "domain_exits"), index + 1).with_context(|| format!("domain {name}"))?;
+    }
     Ok(())
 }
 
