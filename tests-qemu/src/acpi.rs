@@ -7,9 +7,12 @@ fn at<T: Copy>(address: u64) -> T {
     unsafe { (address as *const T).read_unaligned() }
 }
 
-/// The address of a table by its signature.
+/// The address of a table by its signature; none where there are no tables at all.
 pub fn table(signature: &[u8; 4]) -> Option<u64> {
     let rsdp = start::start_info().rsdp_paddr;
+    if rsdp == 0 {
+        return None;
+    }
     let xsdt: u64 = at(rsdp + 24);
     let entries = (u64::from(at::<u32>(xsdt + 4)) - 36) / 8;
     (0..entries).map(|index| at::<u64>(xsdt + 36 + index * 8)).find(|table| at::<[u8; 4]>(*table) == *signature)

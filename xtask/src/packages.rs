@@ -21,6 +21,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("mkfs.ext4", "e2fsprogs"),
     ("bochs-bin", "bochs"),
     ("qemu-system-x86_64", "qemu-system-x86"),
+    ("taskset", "util-linux"),
 ];
 /// Files that a program needs although it does not say so until it runs, or that are what is wanted.
 const FILES: &[(&str, &str, &str)] = &[

@@ -422,6 +422,7 @@ impl Vmcb {
         let c = &self.control;
         log::error!(target: "svm", "exit {:#x} info {:#x} {:#x} event {:#x} next rip {:#x}", c.exit_code, c.exit_info[0], c.exit_info[1], c.exit_event, c.next_rip);
         log::error!(target: "svm", "intercepts {:x?} virtual interrupt {:#x} shadow {} asid {} injected {:#x}", c.intercepts, c.virtual_interrupt, c.shadow, c.asid, c.injected_event);
+        log::error!(target: "svm", "cr2 {:#x} efer {:#x} gdt {:#x}+{:#x} idt {:#x}+{:#x}", self.save.cr2, self.save.efer, self.save.gdtr.base, self.save.gdtr.limit, self.save.idtr.base, self.save.idtr.limit);
         log::error!(target: "svm", "nested root {:#x} maps {:#x} {:#x} clean {:#x} dr6 {:#x} dr7 {:#x} cpl {}", c.nested_cr3, c.iopm, c.msrpm, c.clean, self.save.dr6, self.save.dr7, self.save.cpl);
     }
 }

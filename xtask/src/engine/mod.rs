@@ -1,12 +1,14 @@
 //! The emulators that Corten runs in, behind one shape: a machine is described, started and watched.
 
 pub mod bochs;
+mod cores;
 pub mod qemu;
 
 use crate::image::Protocol;
 use crate::packages;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use cores::Core;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -136,9 +138,12 @@ impl Engine {
         std::fs::create_dir_all(&machine.logs)?;
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let port = listener.local_addr()?.port();
-        let mut command = match self {
-            Engine::Bochs(bochs) => bochs.command(machine, port)?,
-            Engine::Qemu(accelerator) => qemu::command(*accelerator, machine, port)?,
+        let (mut command, core) = match self {
+            Engine::Bochs(bochs) => (bochs.command(machine, port)?, None),
+            Engine::Qemu(accelerator) => {
+                let core = qemu::needs_one_core(*accelerator, machine).then(Core::take).transpose()?;
+                (qemu::command(*accelerator, machine, port, core.as_ref())?, core)
+            }
         };
         let log = std::fs::File::create(machine.logs.join("engine.log"))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
@@ -146,7 +151,7 @@ impl Engine {
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut child = command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
         let console = accept(&listener, &mut child, &machine.logs)?;
-        Ok(Running { child, console })
+        Ok(Running { child, console, _core: core })
     }
 }
 
@@ -175,6 +180,8 @@ fn accept(listener: &TcpListener, child: &mut Child, logs: &Path) -> Result<TcpS
 pub struct Running {
     child: Child,
     pub console: TcpStream,
+    /// What it is kept on, if it has to be.
+    _core: Option<Core>,
 }
 
 impl Running {

@@ -1,5 +1,6 @@
 //! QEMU: SVM by emulation (TCG has no VMX), or the machine's own VMX or SVM through KVM where it nests.
 
+use super::cores::Core;
 use super::{Firmware, Machine, headless};
 use crate::packages;
 use anyhow::{Context, Result};
@@ -21,8 +22,25 @@ const TCG_CPU: &str = "EPYC,+svm,+npt,-rdtscp,-monitor";
 const OVMF: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const OVMF_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
-pub fn command(accelerator: Accelerator, machine: &Machine, console_port: u16) -> Result<Command> {
-    let mut command = headless(Path::new(PROGRAM));
+/// Whether the threads of this machine must not run at the same time. Whenever a CPU loads x87 state (FLDENV, FRSTOR, FXRSTOR, XRSTOR), TCG
+/// clears a flag of the *first* CPU, by an instruction that is not locked. The same word says whether that CPU uses nested page tables and takes
+/// interrupts: what it sets or clears there meanwhile is lost, and a guest runs without its nested tables, or the host with them. Threads that
+/// share a core do not come into each other's instructions. Seen in 7.2; sources of later versions read the same.
+pub fn needs_one_core(accelerator: Accelerator, machine: &Machine) -> bool {
+    accelerator == Accelerator::Tcg && machine.cpus > 1
+}
+
+/// All of it on one core, if there is one.
+pub fn command(accelerator: Accelerator, machine: &Machine, console_port: u16, core: Option<&Core>) -> Result<Command> {
+    let mut command = match core {
+        Some(Core(number)) => {
+            packages::need(&["taskset"])?;
+            let mut command = headless(Path::new("taskset"));
+            command.args(["--cpu-list", &number.to_string(), PROGRAM]);
+            command
+        }
+        None => headless(Path::new(PROGRAM)),
+    };
     let (accel, cpu) = match accelerator {
         Accelerator::Tcg => ("tcg,thread=multi", TCG_CPU),
         Accelerator::Kvm => ("kvm", "host"),

@@ -12,18 +12,18 @@ use anyhow::{Context as _, Result, ensure};
 const SUITE: &str = "trixie";
 
 pub fn cases() -> Vec<Case> {
+    // In Bochs it takes minutes.
+    let beside_debian = |about, quick, engines| Case {
+        on_xen: false,
+        engines,
+        run: Box::new(beside_debian),
+        ..debian::case("domains_debian13", about, SUITE, quick)
+    };
     vec![
-        Case {
-            on_xen: false,
-            engines: |engine| matches!(engine, Engine::Qemu(_)),
-            run: Box::new(beside_debian),
-            ..debian::case(
-                "domains_debian13",
-                "two Debian domains run beside Debian's Dom0 and end by themselves",
-                SUITE,
-                false,
-            )
-        },
+        beside_debian("two Debian domains run beside Debian's Dom0 and end by themselves", true, |engine| {
+            !matches!(engine, Engine::Bochs(_))
+        }),
+        beside_debian("the same in Bochs", false, |engine| matches!(engine, Engine::Bochs(_))),
         Case {
             on_xen: false,
             prepare: nothing_to_prepare(),
@@ -52,6 +52,12 @@ pub fn cases() -> Vec<Case> {
                 SUITE,
                 true,
             )
+        },
+        Case {
+            on_xen: false,
+            prepare: nothing_to_prepare(),
+            run: Box::new(neighbours),
+            ..debian::case("domains_exits", "a domain that exits beside one that loads x87 state", SUITE, true)
         },
         Case {
             on_xen: false,
@@ -152,6 +158,35 @@ fn checked(context: &Context<'_>) -> Result<()> {
     let hypervisor = Hypervisor { image: build::checked_image(), ..context.hypervisor.clone() };
     let console = many(&Context { hypervisor: &hypervisor, engine: context.engine, logs: context.logs.clone() }, 2)?;
     ensure!(console.contains("assertions are on"), "the image does not say that it checks its assertions");
+    Ok(())
+}
+
+/// Two domains, each alone with its CPU.
+fn neighbours(context: &Context<'_>) -> Result<()> {
+    // In Bochs a second takes longer.
+    let seconds = if matches!(context.engine, Engine::Bochs(_)) { 2 } else { 8 };
+    let guest = build::guest("domain_exits");
+    let domain = |name: &str, cpu: u32, told: &str| {
+        module(&guest, &format!("domain name={name} memory=64M cpus={cpu} -- until={seconds:x} {told}"))
+    };
+    let wait = format!("wait={:x}", seconds + 1);
+    let boot = Boot {
+        corten_args: "dom0_mem=128M".into(),
+        modules: vec![
+            module(&build::guest("domain_share"), &wait),
+            domain("exits", 0, ""),
+            domain("loads", 1, "fpu=1"),
+        ],
+        cpus: 2,
+        limit: 120,
+        ..Boot::default()
+    };
+    let run = context.boot("run", boot)?;
+    host_is_well(&run)?;
+    ensure!(run.end == End::PoweredOff, "it did not power off; its end:\n    {}", last_lines(&run.console, 12));
+    for (index, name) in ["exits", "loads"].into_iter().enumerate() {
+        judge(&run.console, &beside(name, "domain_exits"), index + 1).with_context(|| format!("domain {name}"))?;
+    }
     Ok(())
 }
 
@@ -259,6 +294,7 @@ fn beside_debian(context: &Context<'_>) -> Result<()> {
     let mut boot = debian::boot(SUITE, "checks", "")?;
     boot.cpus = 2;
     boot.memory_mib = 1536;
+    boot.limit = 600;
     let kernel = format!("{DOMAIN_KERNEL_ARGS} corten.run=poweroff");
     for (name, vcpus) in [("one", 1), ("two", 2)] {
         boot.modules.push(module(&dom0.kernel, &format!("domain name={name} memory=192M vcpus={vcpus} -- {kernel}")));
