@@ -71,9 +71,9 @@ pub struct MachineArgs {
     /// bochs (VMX), qemu (SVM, emulated), kvm (nested); default: the best at hand
     #[arg(long, value_enum)]
     pub engine: Option<Choice>,
-    /// RAM of the machine in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 1024)]
-    pub memory: u32,
+    /// RAM of the machine in MiB (default: 1024; with --toolstack 1536)
+    #[arg(long, value_name = "MIB")]
+    pub memory: Option<u32>,
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
     /// Raw disk image for the machine's first disk
@@ -93,6 +93,9 @@ pub struct MachineArgs {
 pub struct RunArgs {
     #[command(flatten)]
     pub boot: Boot,
+    /// A Dom0 with Debian's Xen toolstack, where `xl create -c /root/example.cfg` makes a domain
+    #[arg(long)]
+    pub toolstack: bool,
     #[command(flatten)]
     pub machine: MachineArgs,
 }
@@ -101,6 +104,9 @@ pub struct RunArgs {
 pub struct OnceArgs {
     #[command(flatten)]
     pub boot: Boot,
+    /// A Dom0 with Debian's Xen toolstack, as `run` has it
+    #[arg(long)]
+    pub toolstack: bool,
     #[command(flatten)]
     pub machine: MachineArgs,
     /// Stop the engine after so many seconds

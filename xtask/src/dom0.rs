@@ -59,6 +59,13 @@ const MODULE_FOLDERS: &[&str] = &[
     "arch/x86/crypto",
     "drivers/usb/common",
     "block",
+    "drivers/xen",
+    "drivers/net/xen-netback",
+    "drivers/net/xen-netfront.ko*",
+    "drivers/net/tun.ko*",
+    "net/bridge",
+    "net/802",
+    "net/llc",
 ];
 
 /// A kernel and what goes with it.
@@ -71,15 +78,15 @@ pub struct Dom0 {
 impl Dom0 {
     /// The kernel that the suite's `linux-image-amd64` stands for, byte for byte as packaged.
     pub fn fetch(suite: &str) -> Result<Dom0> {
-        let tree = packages::cached(&format!("linux-{suite}"), |dir| {
+        let mut patterns = vec!["./boot/*".to_string()];
+        for top in ["./lib/modules/*", "./usr/lib/modules/*"] {
+            patterns.extend(MODULE_FOLDERS.iter().map(|folder| format!("{top}/kernel/{folder}")));
+            patterns.push(format!("{top}/modules.builtin"));
+        }
+        let patterns: Vec<&str> = patterns.iter().map(String::as_str).collect();
+        let tree = packages::cached(&format!("linux-{suite}-{:08x}", packages::digest(&patterns)), |dir| {
             let from = Suite::new(suite)?;
             let package = from.stands_for("linux-image-amd64")?;
-            let mut patterns = vec!["./boot/*".to_string()];
-            for top in ["./lib/modules/*", "./usr/lib/modules/*"] {
-                patterns.extend(MODULE_FOLDERS.iter().map(|folder| format!("{top}/kernel/{folder}")));
-                patterns.push(format!("{top}/modules.builtin"));
-            }
-            let patterns: Vec<&str> = patterns.iter().map(String::as_str).collect();
             from.unpack(&package, &patterns, dir)
         })?;
         let kernel = std::fs::read_dir(tree.join("boot"))?
@@ -92,7 +99,17 @@ impl Dom0 {
 
     /// The initramfs with modules for disks and networks.
     pub fn initramfs(&self) -> Result<PathBuf> {
-        self.assemble("initramfs", MODULES)
+        self.assemble("initramfs", MODULES, |_| Ok(()))
+    }
+
+    /// That, with modules and files for more; `name` is what it is called.
+    pub fn initramfs_with(
+        &self,
+        name: &str,
+        modules: &[&str],
+        extra: impl FnOnce(&mut Archive) -> Result<()>,
+    ) -> Result<PathBuf> {
+        self.assemble(name, &[MODULES, modules].concat(), extra)
     }
 
     /// Where `initramfs` has left it.
@@ -102,15 +119,31 @@ impl Dom0 {
 
     /// Busybox and the scripts alone: what a boot is measured with.
     pub fn small_initramfs(&self) -> Result<PathBuf> {
-        self.assemble("busybox", &[])
+        self.assemble("busybox", &[], |_| Ok(()))
     }
 
-    fn assemble(&self, name: &str, modules: &[&str]) -> Result<PathBuf> {
+    /// Those, and Xen's front ends: for a domain that the toolstack makes.
+    pub fn guest_initramfs(&self) -> Result<PathBuf> {
+        self.assemble("guest", &["xen_blkfront", "xen_netfront"], |_| Ok(()))
+    }
+
+    fn assemble(
+        &self,
+        name: &str,
+        modules: &[&str],
+        extra: impl FnOnce(&mut Archive) -> Result<()>,
+    ) -> Result<PathBuf> {
         let out = paths::target_dir("dom0")?.join(format!("{name}-{}.cpio", self.suite));
         progress::step(&format!("assemble {name}-{}.cpio", self.suite), |_| {
             let mut archive = Archive::default();
-            for dir in ["bin", "dev", "proc", "sys", "tmp", "mnt", "root", "modules", "scripts"] {
+            for dir in ["bin", "dev", "proc", "sys", "tmp", "mnt", "root", "modules", "scripts", "usr", "usr/sbin"] {
                 archive.directory(dir);
+            }
+            archive.symlink("sbin", "usr/sbin");
+            // What the kernel runs when the toolstack asks for it.
+            for program in ["poweroff", "reboot"] {
+                let script = format!("#!/bin/busybox sh\nexec /bin/{program} -f\n");
+                archive.file(&format!("usr/sbin/{program}"), 0o755, script.as_bytes());
             }
             archive.device("dev/console", 5, 1);
             archive.device("dev/null", 1, 3);
@@ -148,6 +181,7 @@ impl Dom0 {
                     }
                 }
             }
+            extra(&mut archive)?;
             paths::write_whole(&out, &archive.finish())
         })?;
         Ok(out)

@@ -17,6 +17,7 @@ mod progress;
 mod run;
 mod symbols;
 mod test;
+mod toolstack;
 
 use clap::Parser;
 

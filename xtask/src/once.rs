@@ -4,12 +4,15 @@ use crate::cli::{MachineArgs, OnceArgs};
 use crate::console::{self, End};
 use crate::engine::{Engine, Machine, bochs};
 use crate::image::Medium;
-use crate::{paths, progress};
+use crate::{paths, progress, toolstack};
 use anyhow::Result;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
+
+/// RAM of a machine unless the user says otherwise.
+const MEMORY_MIB: u32 = 1024;
 
 pub fn machine(args: &MachineArgs, hypervisor: &str, iso: &Path, logs: PathBuf) -> Result<Machine> {
     Ok(Machine {
@@ -19,17 +22,21 @@ pub fn machine(args: &MachineArgs, hypervisor: &str, iso: &Path, logs: PathBuf) 
         firmware: args.firmware,
         debug: args.debug,
         iommu: hypervisor == "xen",
-        ..Machine::plain(iso, args.memory, &logs)
+        ..Machine::plain(iso, args.memory.unwrap_or(MEMORY_MIB), &logs)
     })
 }
 
 pub fn command(args: &OnceArgs) -> Result<ExitCode> {
     let engine = Engine::choose(args.machine.engine, &args.machine.options)?;
-    let medium = Medium::from_cli(&args.boot, engine.xen_protocol())?;
+    let (mut boot, mut machine_args) = (args.boot.clone(), args.machine.clone());
     let logs = paths::target_dir("once")?;
+    if args.toolstack {
+        toolstack::add(&mut boot, &mut machine_args, &logs)?;
+    }
+    let medium = Medium::from_cli(&boot, engine.xen_protocol())?;
     let iso = logs.join("boot.iso");
     progress::step("make the boot medium", |_| medium.write_iso(&iso))?;
-    let mut running = engine.start(&machine(&args.machine, &args.boot.hypervisor, &iso, logs.clone())?)?;
+    let mut running = engine.start(&machine(&machine_args, &boot.hypervisor, &iso, logs.clone())?)?;
     let mut out = std::io::stdout();
     let limit = Duration::from_secs(args.limit);
     let run = console::watch(&mut running, &logs.join("console.log"), limit, &args.until, &mut |bytes| {

@@ -219,6 +219,12 @@ fn debian_mirror(text: &str) -> Option<String> {
         .map(|word| word.trim_end_matches('/').to_string())
 }
 
+/// Tells lists of patterns apart, so that what was unpacked by another list is not taken for what is wanted now (FNV-1a).
+pub fn digest(patterns: &[&str]) -> u32 {
+    let bytes = patterns.iter().flat_map(|pattern| pattern.bytes().chain([0]));
+    bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
 /// A cached directory: made by `fill` once, whole or not at all.
 pub fn cached(name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let dir = paths::target_dir("cache")?.join(name);
@@ -256,6 +262,12 @@ mod tests {
         assert_eq!(debian_mirror(deb822).as_deref(), Some("http://mirror.example/debian"));
         let line = "deb https://deb.debian.org/debian/ trixie main\n";
         assert_eq!(debian_mirror(line).as_deref(), Some("https://deb.debian.org/debian"));
+    }
+
+    #[test]
+    fn other_patterns_have_another_digest() {
+        assert_ne!(digest(&["a", "b"]), digest(&["ab"]));
+        assert_ne!(digest(&["a", "b"]), digest(&["a", "b", "c"]));
     }
 
     #[test]

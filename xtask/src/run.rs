@@ -3,7 +3,7 @@
 use crate::cli::RunArgs;
 use crate::engine::{Engine, Running};
 use crate::image::Medium;
-use crate::{once, paths, progress};
+use crate::{once, paths, progress, toolstack};
 use anyhow::Result;
 use std::io::{IsTerminal, Read, Write};
 use std::process::ExitCode;
@@ -15,15 +15,18 @@ const CTRL_A: u8 = 1;
 
 pub fn command(args: &RunArgs) -> Result<ExitCode> {
     let engine = Engine::choose(args.machine.engine, &args.machine.options)?;
-    let mut boot = args.boot.clone();
+    let (mut boot, mut machine) = (args.boot.clone(), args.machine.clone());
     if boot.kernel.is_none() && !boot.dom0_args.contains("corten.modules=") {
         boot.dom0_args.push_str(&format!(" corten.modules={}", engine.dom0_modules()));
     }
-    let medium = Medium::from_cli(&boot, engine.xen_protocol())?;
     let logs = paths::target_dir("run")?;
+    if args.toolstack {
+        toolstack::add(&mut boot, &mut machine, &logs)?;
+    }
+    let medium = Medium::from_cli(&boot, engine.xen_protocol())?;
     let iso = logs.join("boot.iso");
     progress::step("make the boot medium", |_| medium.write_iso(&iso))?;
-    let machine = once::machine(&args.machine, &args.boot.hypervisor, &iso, logs.clone())?;
+    let machine = once::machine(&machine, &boot.hypervisor, &iso, logs.clone())?;
     eprintln!("starting {} with {} MiB; Ctrl-A x leaves", engine.name(), machine.memory_mib);
     if machine.debug {
         eprintln!("the machine waits for gdb: target remote localhost:1234");
