@@ -9,6 +9,7 @@ use xen_abi::types::DomainId;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::call::domctl::{describe, policy, scheduling, write_cpus};
+use crate::cpu_policy::{MAX_LEAVES, MAX_MSRS};
 use crate::hypercall::{Arguments, Caller};
 use crate::machine::Machine;
 use crate::teardown;
@@ -173,8 +174,8 @@ fn cpu_policy<M: Machine>(caller: &mut Caller<'_, M>, request: &mut CpuPolicy) -
         return Err(Errno::EINVAL);
     }
     let found = caller.system.machine.system_policy(request.index)?;
-    request.nr_leaves = policy::tell(caller, &found.leaves, request.leaves, request.nr_leaves)?;
-    request.nr_msrs = policy::tell(caller, &found.msrs, request.msrs, request.nr_msrs)?;
+    request.nr_leaves = policy::tell_policy(caller, &found.leaves, request.leaves, request.nr_leaves, MAX_LEAVES)?;
+    request.nr_msrs = policy::tell_policy(caller, &found.msrs, request.msrs, request.nr_msrs, MAX_MSRS)?;
     Ok(())
 }
 

@@ -34,6 +34,18 @@ pub fn tell<M: Machine, T: IntoBytes + Immutable>(
     Ok(count)
 }
 
+/// The same for a part of a policy. Where there is no room, as many as any policy has: the toolstack makes room once, for all of them and for what
+/// its own library adds.
+pub fn tell_policy<M: Machine, T: IntoBytes + Immutable>(
+    caller: &mut Caller<'_, M>,
+    list: &[T],
+    to: GuestHandle<T>,
+    room: u32,
+    most: u32,
+) -> Result<u32, Errno> {
+    if to.is_null() { Ok(most) } else { tell(caller, list, to, room) }
+}
+
 /// Reads a list of at most `most` elements. E2BIG for more, ENOMEM.
 fn read<M: Machine, T: FromBytes + IntoBytes>(
     caller: &mut Caller<'_, M>,
@@ -60,8 +72,8 @@ pub(super) fn get<M: Machine>(
 ) -> Result<Answer, Errno> {
     let mut request: Request = op.u.get();
     let CpuPolicy { leaves, msrs } = caller.system.machine.policy(domain);
-    request.nr_leaves = tell(caller, &leaves, request.leaves, request.nr_leaves)?;
-    request.nr_msrs = tell(caller, &msrs, request.msrs, request.nr_msrs)?;
+    request.nr_leaves = tell_policy(caller, &leaves, request.leaves, request.nr_leaves, MAX_LEAVES)?;
+    request.nr_msrs = tell_policy(caller, &msrs, request.msrs, request.nr_msrs, MAX_MSRS)?;
     op.u.set(&request);
     Ok(Answer::Tell)
 }
