@@ -140,6 +140,8 @@ fn control(t: &mut Tests) {
 /// Any hypercalls with any arguments, its own memory taken away and given back meanwhile.
 fn storm(t: &mut Tests) {
     const PLACE: u64 = 0xffa0_0000;
+    let calls = number("calls").unwrap_or(1000);
+    let mut random = Random(number("seed").unwrap_or(1));
     let table = memory::page();
     let own = [memory::page(), memory::page()];
     for (index, page) in own.iter().enumerate() {
@@ -148,8 +150,6 @@ fn storm(t: &mut Tests) {
     start::map_table(PLACE, table);
     // Small numbers point at memory that nobody uses, and what is there comes and goes.
     start::map_table(0, memory::page());
-    let calls = number("calls").unwrap_or(1000);
-    let mut random = Random(number("seed").unwrap_or(1));
     let (mut refused, mut odd) = (0u64, 0u64);
     for made in 0..calls {
         // The second page of the arguments is not there for a while.

@@ -103,7 +103,8 @@ fn live(t: &mut Tests, told: &str, name: &str, reason: Option<u32>) {
     }
     t.equal("it ends as it should", child.reason(), reason);
     let info = child.info().unwrap_or_default();
-    t.equal("it has its memory", info.tot_pages, MIB << 8);
+    // A page or two it gives up to see what it shares.
+    t.within("it has its memory", info.tot_pages, (MIB << 8) - 4, MIB << 8);
     t.check("it has run", info.cpu_time > 0);
     if reason.is_none() {
         pausing(t, child);
