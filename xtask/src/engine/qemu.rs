@@ -27,9 +27,9 @@ const OVMF_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 /// interrupts: what it sets or clears there meanwhile is lost, and a guest runs without its nested tables, or the host with them. Threads that
 /// share a core do not come into each other's instructions. Seen in 7.2; sources of later versions read the same.
 ///
-/// Sixteen CPUs on one core do not get anywhere, for all the waiting of each for another: so many keep all cores, and the risk.
+/// Many CPUs on one core do not get anywhere, for all the waiting of each for another: four and more keep all cores, and the risk.
 pub fn needs_one_core(accelerator: Accelerator, machine: &Machine) -> bool {
-    accelerator == Accelerator::Tcg && (2..=4).contains(&machine.cpus)
+    accelerator == Accelerator::Tcg && (2..=3).contains(&machine.cpus)
 }
 
 /// All of it on one core, if there is one.
