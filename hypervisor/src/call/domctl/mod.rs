@@ -100,6 +100,8 @@ fn serve<M: Machine>(caller: &mut Caller<'_, M>, op: &mut Domctl) -> Result<Answ
         XEN_DOMCTL_SETNODEAFFINITY => scheduling::set_node_affinity(caller, op.u.get()),
         XEN_DOMCTL_GETNODEAFFINITY => scheduling::node_affinity(caller, op.u.get()),
         XEN_DOMCTL_SCHEDULER_OP => scheduling::parameters(caller, domain, op),
+        // No share of the last-level cache is kept for anyone.
+        XEN_DOMCTL_SET_LLC_COLORS => Err(Errno::EOPNOTSUPP),
         _ => Err(Errno::ENOSYS),
     }
 }
