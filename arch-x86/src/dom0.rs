@@ -69,6 +69,22 @@ pub struct Wanted<'a> {
 /// What Corten keeps free for itself beside Dom0: page tables, grant tables, other domains' beginnings.
 const HEADROOM: u64 = 2 << 20;
 
+/// What Dom0's kernel is told. Without an IOMMU a device that is given the address of a granted page reaches another page of Dom0's: Linux has to have
+/// devices use memory that is its own, and copy. A user who says something about that knows better.
+fn told<'a>(cmdline: &'a str, guest_os: Option<&str>, memory: u64) -> Cow<'a, str> {
+    const SLAB: u64 = 2 << 10;
+    const LEAST: u64 = 8 << 20;
+    /// What Linux takes by itself.
+    const MOST: u64 = 64 << 20;
+    let is_linux = guest_os == Some("linux");
+    if !is_linux || cmdline.split_whitespace().any(|word| word.starts_with("swiotlb=")) {
+        return Cow::Borrowed(cmdline);
+    }
+    let slabs = (memory / 16).clamp(LEAST, MOST) / SLAB;
+    let told = format!("swiotlb={slabs},force {cmdline}");
+    Cow::Owned(String::from(told.trim_end()))
+}
+
 /// Dom0's physical memory while it is built: one to one.
 struct OneToOne<'a> {
     memory: &'static Memory,
@@ -140,12 +156,13 @@ pub fn build(
     log::info!(target: "dom0", "{} of memory, {} vCPU{}", Size(share.given.bytes), wanted.vcpus, if wanted.vcpus == 1 { "" } else { "s" });
     let (parts, files): (Vec<Range<u64>>, Vec<&[u8]>) = wanted.initrds.iter().cloned().unzip();
     let tables = |base| acpi::dom0::build(&platform.tables, &platform.madt, wanted.vcpus, base);
+    let cmdline = told(wanted.cmdline, kernel.guest_os, share.given.bytes);
     let placed = Beginning {
         kernel: &kernel,
         initrds: &files,
         initrd_parts: &parts,
         busy: scratch.as_slice(),
-        cmdline: wanted.cmdline,
+        cmdline: &cmdline,
         flags: SIF_PRIVILEGED | SIF_INITDOMAIN,
         acpi: &tables,
     }
@@ -373,4 +390,19 @@ fn has_extended_ports() -> bool {
     let signature = __cpuid_count(1, 0).eax;
     let family = (signature >> 8 & 0xf) + (signature >> 20 & 0xff);
     Vendor::of([eax, ebx, ecx, edx]) == Vendor::Amd && family >= 0x10
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn linux_is_told_to_copy_for_devices_unless_the_user_says_something_else() {
+        let linux = Some("linux");
+        assert_eq!(told("console=hvc0 -- x", linux, 512 << 20), "swiotlb=16384,force console=hvc0 -- x");
+        assert_eq!(told("", linux, 64 << 20), "swiotlb=4096,force");
+        assert_eq!(told("a", linux, 64 << 30), "swiotlb=32768,force a");
+        assert_eq!(told("a swiotlb=noforce", linux, GIB), "a swiotlb=noforce");
+        assert_eq!(told("wait=1", None, GIB), "wait=1");
+    }
 }
