@@ -114,7 +114,12 @@ impl Dom0 {
 
     /// Where `initramfs` has left it.
     pub fn initramfs_path(&self) -> Result<PathBuf> {
-        Ok(paths::target_dir("dom0")?.join(format!("initramfs-{}.cpio", self.suite)))
+        self.path("initramfs")
+    }
+
+    /// Where the initramfs of this name is, once it has been made.
+    pub fn path(&self, name: &str) -> Result<PathBuf> {
+        Ok(paths::target_dir("dom0")?.join(format!("{name}-{}.cpio", self.suite)))
     }
 
     /// Busybox and the scripts alone: what a boot is measured with.
@@ -133,7 +138,7 @@ impl Dom0 {
         modules: &[&str],
         extra: impl FnOnce(&mut Archive) -> Result<()>,
     ) -> Result<PathBuf> {
-        let out = paths::target_dir("dom0")?.join(format!("{name}-{}.cpio", self.suite));
+        let out = self.path(name)?;
         progress::step(&format!("assemble {name}-{}.cpio", self.suite), |_| {
             let mut archive = Archive::default();
             for dir in ["bin", "dev", "proc", "sys", "tmp", "mnt", "root", "modules", "scripts", "usr", "usr/sbin"] {

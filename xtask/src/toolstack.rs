@@ -94,6 +94,11 @@ pub fn initramfs() -> Result<PathBuf> {
     })
 }
 
+/// Where `initramfs` has left it.
+pub fn initramfs_path() -> Result<PathBuf> {
+    dom0()?.path("toolstack")
+}
+
 fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }

@@ -12,6 +12,7 @@ mod report;
 mod runner;
 mod sizes;
 mod smp;
+mod toolstack;
 
 use crate::cli::TestArgs;
 use crate::engine::{Choice, Engine, Options};
@@ -78,6 +79,7 @@ fn cases() -> Vec<Case> {
     cases.extend(debian::cases());
     cases.extend(devices::cases());
     cases.extend(domains::cases());
+    cases.extend(toolstack::cases());
     cases
 }
 
