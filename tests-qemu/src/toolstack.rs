@@ -109,7 +109,6 @@ impl Child {
             idxs: GuestHandle::new(core::ptr::from_ref(&gfn) as u64),
             gpfns: GuestHandle::new(core::ptr::from_ref(&mine) as u64),
             errs: GuestHandle::new(core::ptr::from_mut(&mut status) as u64),
-            ..AddToPhysmapBatch::default()
         };
         checked(hypercall::op(MEMORY_OP, XENMEM_ADD_TO_PHYSMAP_BATCH, &mut batch))?;
         checked(status.into())?;

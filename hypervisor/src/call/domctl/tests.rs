@@ -198,7 +198,6 @@ fn a_destroyed_domain_leaves_nothing() {
             idxs: theirs,
             gpfns: mine,
             errs: GuestHandle::new(page(2) + 128),
-            ..AddToPhysmapBatch::default()
         };
         assert_eq!(dom0.op(MEMORY_OP, XENMEM_ADD_TO_PHYSMAP_BATCH, &mut batch), 0);
         assert_eq!(dom0.peek::<i32>(page(2) + 128), 0);
