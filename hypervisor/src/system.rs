@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use mm::Memory;
 use mm::lock::{Lock, Rank};
@@ -22,8 +22,9 @@ pub struct System<M: Machine> {
     graves: Lock<Vec<Arc<Domain<M>>>>,
     /// The number that was given out last.
     last_id: AtomicU32,
-    /// Pages that are kept free for domains (XENMEM_claim_pages).
-    claims: Lock<u64>,
+    /// Pages that are kept free for domains (XENMEM_claim_pages). Changes with the lock held; who only asks whether there are any takes none.
+    claimed: AtomicU64,
+    claims: Lock<()>,
     /// Where the console ring begins, since XEN_SYSCTL_readconsole last cleared it.
     pub console_start: AtomicU32,
 }
@@ -36,7 +37,8 @@ impl<M: Machine> System<M> {
             domains: RwLock::new(Vec::new()),
             graves: Lock::new(Rank::Domains, Vec::new()),
             last_id: AtomicU32::new(0),
-            claims: Lock::new(Rank::DomainControl, 0),
+            claimed: AtomicU64::new(0),
+            claims: Lock::new(Rank::DomainControl, ()),
             console_start: AtomicU32::new(0),
         }
     }
@@ -123,7 +125,7 @@ impl<M: Machine> System<M> {
 
     /// Pages that are kept free for domains.
     pub fn claimed(&self) -> u64 {
-        *self.claims.lock()
+        self.claimed.load(Ordering::Relaxed)
     }
 
     /// Keeps `pages` free until the domain has that many, those that it has included; none gives the claim up. EINVAL for fewer than it has or
@@ -139,38 +141,39 @@ impl<M: Machine> System<M> {
         }
         let wanted = pages.checked_sub(held).ok_or(Errno::EINVAL)?;
         let free = self.memory.free_frames();
-        let mut claims = self.claims.lock();
+        let _held = self.claims.lock();
         if domain.control.claim.load(Ordering::Relaxed) != 0 {
             return Err(Errno::EINVAL);
         }
-        let total = claims.checked_add(wanted).filter(|total| *total <= free).ok_or(Errno::ENOMEM)?;
-        *claims = total;
+        let total = self.claimed().checked_add(wanted).filter(|total| *total <= free).ok_or(Errno::ENOMEM)?;
+        self.claimed.store(total, Ordering::Relaxed);
         domain.control.claim.store(wanted, Ordering::Relaxed);
         Ok(())
     }
 
     /// The domain's claim is no more.
     pub(crate) fn release_claim(&self, domain: &Domain<M>) {
-        let mut claims = self.claims.lock();
-        *claims = claims.saturating_sub(domain.control.claim.swap(0, Ordering::Relaxed));
+        let _held = self.claims.lock();
+        let own = domain.control.claim.swap(0, Ordering::Relaxed);
+        self.claimed.store(self.claimed().saturating_sub(own), Ordering::Relaxed);
     }
 
     /// The domain gets `frames` more: out of its claim, as far as that goes, otherwise out of what nobody claims. ENOMEM if there is too
     /// little of that.
     pub(crate) fn draw_on_claim(&self, domain: &Domain<M>, frames: u64) -> Result<(), Errno> {
         // Without a claim anywhere nothing is to be kept.
-        let mut claims = self.claims.lock();
-        if *claims == 0 {
+        if self.claimed() == 0 {
             return Ok(());
         }
+        let _held = self.claims.lock();
         let own = domain.control.claim.load(Ordering::Relaxed);
         let covered = own.min(frames);
-        let free = self.memory.free_frames().saturating_sub(claims.saturating_sub(own));
+        let free = self.memory.free_frames().saturating_sub(self.claimed().saturating_sub(own));
         if frames > free {
             return Err(Errno::ENOMEM);
         }
         domain.control.claim.store(own.saturating_sub(covered), Ordering::Relaxed);
-        *claims = claims.saturating_sub(covered);
+        self.claimed.store(self.claimed().saturating_sub(covered), Ordering::Relaxed);
         Ok(())
     }
 }
