@@ -95,26 +95,23 @@ pub fn system() -> Option<&'static System<X86>> {
 }
 
 /// Numbers that are in use, a bit each.
-static NUMBERS: Lock<Vec<u64>> = Lock::new(Rank::Heap, Vec::new());
+static NUMBERS: [AtomicU64; 1 << (u16::BITS - 6)] = [const { AtomicU64::new(0) }; 1 << (u16::BITS - 6)];
 
 /// What tells a vCPU from all others that there are at the time: a VPID. Never zero.
 pub struct Number(u16);
 
 impl Number {
-    /// The lowest that is free. `None` if there is none, or no memory to note it.
+    /// A low one that is free. `None` if there is none.
     pub fn take() -> Option<Number> {
-        let mut in_use = NUMBERS.lock();
-        let word = in_use.iter().position(|word| *word != u64::MAX).unwrap_or(in_use.len());
-        if word == in_use.len() {
+        NUMBERS.iter().enumerate().find_map(|(at, word)| {
             // Zero is nobody's.
-            in_use.try_reserve(1).ok()?;
-            in_use.push(u64::from(word == 0));
-        }
-        let bits = in_use.get_mut(word)?;
-        let bit = bits.trailing_ones();
-        let number = u16::try_from((word << 6) | bit as usize).ok()?;
-        *bits |= 1 << bit;
-        Some(Number(number))
+            let never = u64::from(at == 0);
+            let free = |bits: u64| (bits | never).trailing_ones();
+            let claim = |bits| 1u64.checked_shl(free(bits)).map(|bit| bits | bit);
+            // Whoever has it next flushes what its CPUs keep under it, so nothing is ordered by this word.
+            let bits = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).ok()?;
+            Some(Number(u16::try_from((at << 6) | free(bits) as usize).ok()?))
+        })
     }
 
     pub fn get(&self) -> u16 {
@@ -124,8 +121,8 @@ impl Number {
 
 impl Drop for Number {
     fn drop(&mut self) {
-        if let Some(word) = NUMBERS.lock().get_mut(usize::from(self.0 >> 6)) {
-            *word &= !(1 << (self.0 & 63));
+        if let Some(word) = NUMBERS.get(usize::from(self.0 >> 6)) {
+            word.fetch_and(!(1 << (self.0 & 63)), Ordering::Relaxed);
         }
     }
 }
