@@ -202,6 +202,17 @@ impl Memory {
         }
     }
 
+    /// Makes a page table that is out of use an empty one at `level`.
+    ///
+    /// # Errors
+    /// EIO if it is none.
+    pub(crate) fn renew_table(&self, mfn: Mfn, owner: DomainId, level: u8) -> Result<Mfn, Errno> {
+        let slot = self.slot(mfn).filter(|slot| slot.state().kind() == FrameKind::Table).ok_or(Errno::EIO)?;
+        self.window.zero_frames(mfn, 1)?;
+        slot.set(FrameState::new(FrameKind::Table, owner).with_order(level));
+        Ok(mfn)
+    }
+
     /// Takes just these frames, all free, and gives them to `owner`: a one-to-one domain's memory. They are not scrubbed.
     ///
     /// # Errors

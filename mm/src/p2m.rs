@@ -7,6 +7,7 @@ mod cache;
 mod flush;
 mod runs;
 mod single;
+mod spare;
 mod unmap;
 mod visit;
 
@@ -21,6 +22,7 @@ use xen_abi::errno::Errno;
 use xen_abi::types::DomainId;
 
 use self::runs::Runs;
+use self::spare::Spare;
 use crate::addr::{Gfn, Mfn, PageSize};
 use crate::lock::{Guard, Lock, Rank};
 use crate::memory::{FrameRef, Memory};
@@ -53,6 +55,7 @@ pub struct P2m<F: PageFormat> {
     generation: AtomicU64,
     tables: AtomicU64,
     limit: AtomicU64,
+    spare: Spare,
     edit: Lock<Retired>,
 }
 
@@ -100,6 +103,7 @@ impl<F: PageFormat> P2m<F> {
             generation: AtomicU64::new(1),
             tables: AtomicU64::new(1),
             limit: AtomicU64::new(u64::MAX),
+            spare: Spare::none(),
             edit: Lock::new(Rank::P2m, Retired { head: None, newest: 0, now: false }),
         })
     }
@@ -136,7 +140,7 @@ impl<F: PageFormat> P2m<F> {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Frames that the tables take up, those not reclaimed yet included.
+    /// Frames that the tables take up, spare ones and those not reclaimed yet included.
     pub fn table_frames(&self) -> u64 {
         self.tables.load(Ordering::Relaxed)
     }
@@ -365,8 +369,10 @@ impl<F: PageFormat> P2m<F> {
                 }
             }
         }
-        self.memory.free_table(table);
-        self.tables.fetch_sub(1, Ordering::Relaxed);
+        if !self.spare.keep(self.memory, table) {
+            self.memory.free_table(table);
+            self.tables.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Takes note of a table that has just been taken out of the tree. (No table is in frame 0: that ends the list.)
@@ -392,7 +398,15 @@ impl<F: PageFormat> P2m<F> {
         Flush { generation }
     }
 
+    /// A table with nothing in it. The caller has the map's lock.
     fn new_table(&self, level: u8) -> Result<Mfn, Errno> {
+        match self.spare.take(self.memory) {
+            Some(table) => self.memory.renew_table(table, self.owner, level),
+            None => self.draw_table(level),
+        }
+    }
+
+    fn draw_table(&self, level: u8) -> Result<Mfn, Errno> {
         if self.tables.load(Ordering::Relaxed) >= self.limit.load(Ordering::Relaxed) {
             return Err(Errno::ENOMEM);
         }
@@ -460,6 +474,9 @@ impl<F: PageFormat> Drop for P2m<F> {
         let head = self.edit.get_mut().head.take();
         self.free_retired(head);
         self.free_tree(self.root, F::LEVELS);
+        while let Some(table) = self.spare.take(self.memory) {
+            self.memory.free_table(table);
+        }
     }
 }
 
