@@ -21,7 +21,6 @@ const MOST_PAUSES: u32 = 255;
 pub struct Made {
     /// `XEN_DOMCTL_CDF_*`.
     pub flags: u32,
-    pub ssidref: u32,
     pub arch: ArchDomainConfig,
     /// Nobody else looks after it.
     pub by_toolstack: bool,
@@ -31,7 +30,6 @@ impl Made {
     /// A domain that no toolstack has asked for.
     pub const AT_BOOT: Made = Made {
         flags: XEN_DOMCTL_CDF_HVM | XEN_DOMCTL_CDF_HAP,
-        ssidref: 0,
         arch: ArchDomainConfig { emulation_flags: XEN_X86_EMU_LAPIC, misc_flags: 0 },
         by_toolstack: false,
     };
@@ -39,7 +37,7 @@ impl Made {
 
 impl From<&CreateDomain> for Made {
     fn from(config: &CreateDomain) -> Made {
-        Made { flags: config.flags, ssidref: config.ssidref, arch: config.arch, by_toolstack: true }
+        Made { flags: config.flags, arch: config.arch, by_toolstack: true }
     }
 }
 

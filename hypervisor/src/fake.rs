@@ -81,6 +81,8 @@ pub struct Fake {
     pub affinity: Mutex<Affinity>,
     pub policy: Mutex<CpuPolicy>,
     pub state: Mutex<Vec<u8>>,
+    /// The record of the registers of every domain's vCPU 1, with its descriptor.
+    pub cpu_record: Mutex<Vec<u8>>,
 }
 
 impl Default for Fake {
@@ -99,6 +101,7 @@ impl Default for Fake {
             affinity: Mutex::new(Affinity::ANY),
             policy: Mutex::default(),
             state: Mutex::new(vec![7; 40]),
+            cpu_record: Mutex::default(),
         }
     }
 }
@@ -325,6 +328,7 @@ impl Machine for Fake {
         match record {
             None => Ok(state.clone()),
             Some((2, 0)) => Ok(state[..16].to_vec()),
+            Some((2, 1)) => Ok(self.cpu_record.lock().unwrap().clone()),
             Some(_) => Err(Errno::ENOENT),
         }
     }

@@ -34,6 +34,8 @@ enum Command {
         /// The directory of Xen's headers (libxen-dev's /usr/include/xen; default: Debian 13's, fetched)
         headers: Option<PathBuf>,
     },
+    /// Record anew, in QEMU, what Xen's toolstack says on Debian's Xen 4.20: the test toolstack_compare is held against it
+    Record,
     /// Boot once without a terminal: the whole console goes to standard output, the logs to target/once
     BootOnce(OnceArgs),
 }
@@ -178,6 +180,7 @@ impl Cli {
                 let table = crate::paths::root().join("hypervisor/xen-abi/src/layout.rs");
                 layout::generate(&headers, &table).map(|()| ExitCode::SUCCESS)
             }
+            Command::Record => test::record().map(|()| ExitCode::SUCCESS),
             Command::BootOnce(args) => once::command(&args),
         }
     }

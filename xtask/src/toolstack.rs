@@ -13,7 +13,8 @@ use xshell::{Shell, cmd};
 
 /// The release that has Xen 4.20.
 const SUITE: &str = "trixie";
-const PACKAGES: &[&str] = &["xen-utils-4.20", "xenstore-utils", "bash", "iproute2", "mount", "strace", "util-linux"];
+const PACKAGES: &[&str] =
+    &["xen-utils-4.20", "xenstore-utils", "bash", "bsdutils", "iproute2", "mount", "strace", "util-linux"];
 /// Kernel modules for the toolstack and its back ends.
 const MODULES: &[&str] = &[
     "xen_evtchn",
@@ -38,6 +39,7 @@ const FILES: &[(&str, &str)] = &[
     ("usr/bin", "bash"),
     ("usr/bin", "ip"),
     ("usr/bin", "flock"),
+    ("usr/bin", "script"),
     ("usr/bin", "strace"),
     ("usr/sbin", "ip"),
     ("usr/sbin", "losetup"),

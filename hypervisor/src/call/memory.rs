@@ -1,6 +1,7 @@
 //! XENMEM: a domain's physical address space. Longer operations say in the command's upper bits where they go on.
 
 use alloc::vec::Vec;
+use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
 use mm::addr::{Gfn, Mfn};
@@ -8,6 +9,7 @@ use mm::table::PageKind;
 use xen_abi::errno::Errno;
 use xen_abi::memory::*;
 use xen_abi::types::DomainId;
+use zerocopy::IntoBytes;
 
 use crate::domain::Domain;
 use crate::grant::Kind;
@@ -96,6 +98,7 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
             let domain = caller.target(request.domid)?;
             caller.system.claim(&domain, request.nr_extents).map(|()| 0)?
         }
+        XENMEM_SET_POD_TARGET | XENMEM_GET_POD_TARGET => populate_on_demand(caller, argument)?,
         XENMEM_MAXIMUM_RAM_PAGE => caller.system.memory.max_frame().0,
         XENMEM_ACQUIRE_RESOURCE => return acquire_resource(caller, &command, argument),
         // No page sharing, nothing paged out.
@@ -103,6 +106,18 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
         _ => return Err(Errno::ENOSYS),
     };
     Ok(Outcome::Return(value as i64))
+}
+
+/// No domain has pages that are populated on demand: a target changes nothing, and there are none to tell of. ESRCH for a domain that there is not.
+fn populate_on_demand<M: Machine>(caller: &mut Caller<'_, M>, argument: u64) -> Result<u64, Errno> {
+    caller.require_control()?;
+    let handle = caller.handle::<PodTarget>(argument);
+    let mut request = caller.read(handle)?;
+    let domain = caller.target(request.domid)?;
+    (request.tot_pages, request.pod_cache_pages, request.pod_entries) = (domain.pages.load(Ordering::Relaxed), 0, 0);
+    // Without the padding, of which a 32-bit caller has less.
+    let told = request.as_bytes().get(..offset_of!(PodTarget, pad)).ok_or(Errno::EINVAL)?;
+    caller.write_bytes(argument, told).map(|()| 0)
 }
 
 // ---- reservations ----

@@ -17,9 +17,9 @@ mod toolstack;
 use crate::cli::TestArgs;
 use crate::engine::{Choice, Engine, Options};
 use crate::image::Hypervisor;
-use crate::{build, packages};
+use crate::{build, packages, paths};
 use anyhow::{Result, bail};
-use case::Case;
+use case::{Case, Context};
 use report::{Outcome, Report};
 use std::process::ExitCode;
 
@@ -67,6 +67,15 @@ pub fn command(args: &TestArgs) -> Result<ExitCode> {
     }
     report.print();
     Ok(if report.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Renews what `toolstack_compare` compares with.
+pub fn record() -> Result<()> {
+    packages::need(&["grub-mkrescue", "xorriso", "mformat"])?;
+    toolstack::prepare()?;
+    let engine = Engine::choose(Some(Choice::Qemu), &Options::default())?;
+    let logs = paths::target_dir("record")?;
+    toolstack::renew(&Context { engine: &engine, hypervisor: &Hypervisor::locate("xen")?, logs })
 }
 
 /// Every test that boots something.

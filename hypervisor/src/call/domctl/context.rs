@@ -3,9 +3,12 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use xen_abi::domctl::{Domctl, HvmContext, HvmContextPartial};
+use xen_abi::domctl::{Domctl, HvmContext, HvmContextPartial, VcpuContext};
 use xen_abi::errno::Errno;
-use xen_abi::hvm_save::Descriptor;
+use xen_abi::hvm_save::{CPU_CODE, Cpu, Descriptor, XEN_X86_FPU_INITIALISED};
+use xen_abi::types::VcpuId;
+use xen_abi::x86::{CpuUserRegs, VGCF_I387_VALID, VGCF_IN_KERNEL, VGCF_ONLINE, VcpuGuestContext};
+use zerocopy::{FromBytes, FromZeros};
 
 use super::{Answer, another};
 use crate::domain::{Domain, hold_all, release_all};
@@ -102,4 +105,77 @@ pub(super) fn set<M: Machine>(
     caller.read_bytes(request.buffer.address(), &mut state)?;
     held(caller, domain, |caller| caller.system.machine.restore(caller.context, domain, &state))?;
     Ok(Answer::Done)
+}
+
+/// XEN_DOMCTL_getvcpucontext: the same registers in the form of paravirtual guests. EINVAL for a vCPU that there is not, ENODATA for one that has
+/// never been started.
+pub(super) fn vcpu_context<M: Machine>(
+    caller: &mut Caller<'_, M>,
+    domain: &Arc<Domain<M>>,
+    request: VcpuContext,
+) -> Result<Answer, Errno> {
+    let domain = another(caller, domain)?;
+    let vcpu = domain.vcpu(VcpuId(request.vcpu)).ok_or(Errno::EINVAL)?;
+    let instance = u16::try_from(request.vcpu).map_err(|_| Errno::EINVAL)?;
+    let record = save(caller, domain, Some((CPU_CODE, instance)))
+        .map_err(|errno| if errno == Errno::ENOENT { Errno::ENODATA } else { errno })?;
+    let record = record.get(size_of::<Descriptor>()..).ok_or(Errno::ENODATA)?;
+    let cpu = Cpu::read_from_bytes(record).map_err(|_| Errno::ENODATA)?;
+    let is_online = vcpu.holds() & hold::OFFLINE == 0;
+    caller.write(request.ctxt, &guest_context(&cpu, is_online))?;
+    Ok(Answer::Done)
+}
+
+fn guest_context(cpu: &Cpu, is_online: bool) -> VcpuGuestContext {
+    // The privilege level is in the stack segment's attributes.
+    let in_kernel = cpu.ss_arbytes.wrapping_shr(5) & 3 == 0;
+    let mut flags = 0;
+    for (flag, is) in [
+        (VGCF_I387_VALID, cpu.flags & XEN_X86_FPU_INITIALISED != 0),
+        (VGCF_IN_KERNEL, in_kernel),
+        (VGCF_ONLINE, is_online),
+    ] {
+        if is {
+            flags |= flag;
+        }
+    }
+    let (gs_base_kernel, gs_base_user) =
+        if in_kernel { (cpu.gs_base, cpu.shadow_gs) } else { (cpu.shadow_gs, cpu.gs_base) };
+    VcpuGuestContext {
+        fpu_ctxt: cpu.fpu_regs,
+        flags,
+        user_regs: CpuUserRegs {
+            r15: cpu.r15,
+            r14: cpu.r14,
+            r13: cpu.r13,
+            r12: cpu.r12,
+            rbp: cpu.rbp,
+            rbx: cpu.rbx,
+            r11: cpu.r11,
+            r10: cpu.r10,
+            r9: cpu.r9,
+            r8: cpu.r8,
+            rax: cpu.rax,
+            rcx: cpu.rcx,
+            rdx: cpu.rdx,
+            rsi: cpu.rsi,
+            rdi: cpu.rdi,
+            rip: cpu.rip,
+            rflags: cpu.rflags,
+            rsp: cpu.rsp,
+            cs: cpu.cs_sel as u16,
+            ss: cpu.ss_sel as u16,
+            es: cpu.es_sel as u16,
+            ds: cpu.ds_sel as u16,
+            fs: cpu.fs_sel as u16,
+            gs: cpu.gs_sel as u16,
+            ..CpuUserRegs::default()
+        },
+        ctrlreg: [cpu.cr0, 0, cpu.cr2, cpu.cr3, cpu.cr4, 0, 0, 0],
+        debugreg: [cpu.dr0, cpu.dr1, cpu.dr2, cpu.dr3, 0, 0, cpu.dr6, cpu.dr7],
+        fs_base: cpu.fs_base,
+        gs_base_kernel,
+        gs_base_user,
+        ..VcpuGuestContext::new_zeroed()
+    }
 }

@@ -69,7 +69,8 @@ pub fn describe<M: Machine>(system: &System<M>, domain: &Arc<Domain<M>>) -> GetD
         cpu_time: ran,
         nr_online_vcpus: if known { online } else { 0 },
         max_vcpu_id: if known { (domain.vcpus.len() as u32).wrapping_sub(1) } else { XEN_INVALID_MAX_VCPU_ID },
-        ssidref: control.made.ssidref,
+        // No labels are kept, as in Xen without XSM.
+        ssidref: 0,
         handle: control.handle(),
         cpupool: 0,
         gpaddr_bits: system.machine.hardware().address_bits,

@@ -95,6 +95,7 @@ fn serve<M: Machine>(caller: &mut Caller<'_, M>, op: &mut Domctl) -> Result<Answ
         XEN_DOMCTL_GETHVMCONTEXT => context::get(caller, domain, op),
         XEN_DOMCTL_GETHVMCONTEXT_PARTIAL => context::get_one(caller, domain, op),
         XEN_DOMCTL_SETHVMCONTEXT => context::set(caller, domain, op.u.get()),
+        XEN_DOMCTL_GETVCPUCONTEXT => context::vcpu_context(caller, domain, op.u.get()),
         XEN_DOMCTL_SETVCPUAFFINITY => scheduling::set_affinity(caller, domain, op.u.get()),
         XEN_DOMCTL_GETVCPUAFFINITY => scheduling::affinity(caller, domain, op.u.get()),
         XEN_DOMCTL_SETNODEAFFINITY => scheduling::set_node_affinity(caller, op.u.get()),

@@ -35,7 +35,7 @@ fn no(errno: Errno) -> i64 {
 }
 
 const PVH: CreateDomain = CreateDomain {
-    ssidref: 0,
+    ssidref: 12,
     handle: [7; 16],
     flags: XEN_DOMCTL_CDF_HVM | XEN_DOMCTL_CDF_HAP,
     iommu_opts: 0,
@@ -72,6 +72,7 @@ fn a_domain_is_created_paused_with_the_next_number() {
     let made = info(&mut dom0, 1);
     assert_eq!((made.max_vcpu_id, made.tot_pages, made.max_pages), (XEN_INVALID_MAX_VCPU_ID, 0, 0));
     assert_eq!((made.handle, made.shared_info_frame, made.gpaddr_bits), ([7; 16], u64::MAX, 40));
+    assert_eq!(made.ssidref, 0, "nobody keeps labels");
     assert_eq!(domctl(&mut dom0, XEN_DOMCTL_MAX_VCPUS, 1, &MaxVcpus { max: 1 }).0, no(Errno::EINVAL));
     assert_eq!(domctl(&mut dom0, XEN_DOMCTL_UNPAUSEDOMAIN, 1, &0u8).0, no(Errno::EINVAL), "it has no vCPUs yet");
     for _ in 0..2 {
@@ -351,4 +352,38 @@ fn weight_and_cap_are_what_was_set() {
     assert_eq!(ask(&mut dom0, XEN_DOMCTL_SCHEDOP_GETINFO, 0, 0), (0, 512, 60));
     let other = SchedulerOp { sched_id: XEN_SCHEDULER_CREDIT, ..SchedulerOp::default() };
     assert_eq!(domctl(&mut dom0, XEN_DOMCTL_SCHEDULER_OP, id, &other).0, no(Errno::EINVAL));
+}
+
+#[test]
+fn registers_are_told_in_the_form_of_paravirtual_guests() {
+    use xen_abi::hvm_save::{CPU_CODE, Cpu, Descriptor, XEN_X86_FPU_INITIALISED};
+    use xen_abi::x86::{VGCF_I387_VALID, VGCF_IN_KERNEL, VcpuGuestContext};
+    use zerocopy::{FromZeros, IntoBytes};
+    const USER_SS: u32 = 0xcf3 | 3 << 5;
+    let mut dom0 = dom0();
+    let id = create(&mut dom0);
+    let mut cpu = Cpu::new_zeroed();
+    cpu.fpu_regs.fill(9);
+    (cpu.rax, cpu.r15, cpu.rip, cpu.rsp, cpu.rflags, cpu.cr3, cpu.cr4, cpu.dr7) = (1, 2, 3, 4, 5, 6, 7, 8);
+    (cpu.cs_sel, cpu.gs_sel, cpu.gs_base, cpu.shadow_gs, cpu.fs_base) = (0x10, 0x18, 0x100, 0x200, 0x300);
+    cpu.flags = XEN_X86_FPU_INITIALISED;
+    let mut get = |dom0: &mut Running, ss_arbytes, vcpu| {
+        cpu.ss_arbytes = ss_arbytes;
+        let descriptor = Descriptor { typecode: CPU_CODE, instance: 1, length: size_of::<Cpu>() as u32 };
+        *dom0.system.machine.cpu_record.lock().unwrap() = [descriptor.as_bytes(), cpu.as_bytes()].concat();
+        let request = VcpuContext { vcpu, pad: 0, ctxt: GuestHandle::new(page(2)) };
+        let result = domctl(dom0, XEN_DOMCTL_GETVCPUCONTEXT, id, &request).0;
+        (result, dom0.peek::<VcpuGuestContext>(page(2)))
+    };
+    let (result, told) = get(&mut dom0, 0xc93, 1);
+    assert_eq!((result, told.flags), (0, VGCF_I387_VALID | VGCF_IN_KERNEL), "it is not online");
+    assert_eq!((told.user_regs.rax, told.user_regs.r15, told.user_regs.rip, told.user_regs.rsp), (1, 2, 3, 4));
+    assert_eq!((told.user_regs.rflags, told.user_regs.cs, told.user_regs.gs, told.fpu_ctxt), (5, 0x10, 0x18, [9; 512]));
+    assert_eq!((told.ctrlreg, told.debugreg[7]), ([0, 0, 0, 6, 7, 0, 0, 0], 8));
+    assert_eq!((told.fs_base, told.gs_base_kernel, told.gs_base_user), (0x300, 0x100, 0x200));
+    let (_, told) = get(&mut dom0, USER_SS, 1);
+    assert_eq!((told.flags, told.gs_base_kernel, told.gs_base_user), (VGCF_I387_VALID, 0x200, 0x100));
+    assert_eq!(get(&mut dom0, 0, 2).0, no(Errno::EINVAL));
+    let request = VcpuContext { vcpu: 0, pad: 0, ctxt: GuestHandle::new(page(2)) };
+    assert_eq!(domctl(&mut dom0, XEN_DOMCTL_GETVCPUCONTEXT, 0, &request).0, no(Errno::EINVAL), "its own");
 }

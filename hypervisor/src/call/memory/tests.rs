@@ -555,3 +555,18 @@ fn what_does_not_exist_is_not_implemented() {
         assert_eq!(dom0.call(MEMORY_OP, &[operation.into(), 0xdead_0000]).0, 0, "nothing was done");
     }
 }
+
+#[test]
+fn a_target_for_pages_on_demand_changes_nothing() {
+    let system = fake::system(256);
+    let mut dom0 = Running::new(system, &fake::add_domain(system, 0, 16));
+    let mut guest = Running::new(system, &fake::add_domain(system, GUEST, 17));
+    let target = |domid| PodTarget { target_pages: 5, pod_cache_pages: 9, pod_entries: 9, domid, ..Default::default() };
+    for operation in [XENMEM_SET_POD_TARGET, XENMEM_GET_POD_TARGET] {
+        let mut request = target(DomainId(GUEST));
+        assert_eq!(dom0.op(MEMORY_OP, operation, &mut request), 0);
+        assert_eq!((request.tot_pages, request.pod_cache_pages, request.pod_entries), (17, 0, 0));
+        assert_eq!(dom0.op(MEMORY_OP, operation, &mut target(DomainId(99))), Errno::ESRCH.as_return());
+        assert_eq!(guest.op(MEMORY_OP, operation, &mut target(DomainId(GUEST))), Errno::EPERM.as_return());
+    }
+}
