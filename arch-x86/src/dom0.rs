@@ -245,6 +245,8 @@ fn assemble(
     let p2m = P2m::new(ready.engine.format(), system.memory, DomainId::DOM0)
         .map_err(|why| format!("its page tables: {why:?}"))?;
     map_memory(&p2m, platform, wanted, &share)?;
+    let tables = SPARE_TABLES.saturating_add(share.frames().div_ceil(FRAMES_A_SPARE_TABLE));
+    p2m.keep_tables(tables).map_err(|why| format!("spare page tables: {why:?}"))?;
     let pci = find_pci(&p2m, platform, wanted)?;
     // Corten's own clock is Dom0's: the PM timer reads as ones, as it does on Xen, and kernels leave it alone.
     let mut hidden = wanted.hidden_ports.clone();

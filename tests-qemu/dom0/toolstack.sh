@@ -19,7 +19,9 @@ tries=0
 until disk=$(findfs LABEL=corten-example 2>/dev/null) || [ $tries -ge 10 ]; do sleep 1; tries=$((tries + 1)); done
 if [ -n "$disk" ]; then
     mount -t ext4 $disk /root/example
-    ln -s ${disk%2}1 /dev/example
+    # The other partitions are disks of domains.
+    for partition in ${disk%2}[134]; do ln -s $partition /dev/example${partition#${disk%2}}; done
+    ln -s example1 /dev/example
 else
     echo "no disk for the example domain"
 fi

@@ -8,6 +8,7 @@
 pub mod acpi;
 pub mod apic;
 pub mod clock;
+pub mod compat;
 pub mod console;
 pub mod cpu;
 pub mod events;

@@ -24,7 +24,7 @@ enum Command {
     Run(RunArgs),
     /// Run the tests: host tests, then Corten in the engines
     Test(TestArgs),
-    /// Measure: `boot` (power-on to power-off), `paths` (each path that a guest can take) or `sched` (the scheduler)
+    /// Measure: `boot` (power-on to power-off), `paths` (each path that a guest can take), `guest` (domains that `xl` makes) or `sched` (the scheduler)
     #[command(subcommand)]
     Bench(Bench),
     /// Check formatting, clippy and the house rules
@@ -125,6 +125,8 @@ enum Bench {
     Boot(BenchArgs),
     /// Instructions of each path, beside Xen's and the budget
     Paths(BenchArgs),
+    /// How long a domain that `xl` makes takes to come to its /init, and its memory beside its own, with Debian's kernel
+    Guest(BenchArgs),
     /// What a scheduling decision costs, and how fair they are; a plot in target/bench/sched.svg
     Sched,
 }
@@ -134,10 +136,10 @@ pub struct BenchArgs {
     /// Measure this one, too, on the same machine
     #[arg(long, value_name = "xen|FILE")]
     pub against: Option<String>,
-    /// Boot: where to measure (default: Bochs, which counts)
+    /// Boot, guest: where to measure (default: Bochs, which counts, and for `guest` QEMU)
     #[arg(long, value_enum)]
     pub engine: Option<Choice>,
-    /// Boot: the Debian release of the kernel
+    /// Boot, guest: the Debian release of the kernel
     #[arg(long, value_name = "SUITE", default_value = "trixie")]
     pub suite: String,
     #[command(flatten)]
@@ -173,6 +175,7 @@ impl Cli {
             Command::Test(args) => test::command(&args),
             Command::Bench(Bench::Boot(args)) => bench::boot(&args),
             Command::Bench(Bench::Paths(args)) => bench::paths(&args),
+            Command::Bench(Bench::Guest(args)) => bench::guest(&args),
             Command::Bench(Bench::Sched) => bench::sched(),
             Command::Lint => lint::command().map(|()| ExitCode::SUCCESS),
             Command::Layout { headers } => {

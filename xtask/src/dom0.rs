@@ -33,7 +33,7 @@ const MODULES: &[&str] = &[
     "af_packet",
 ];
 /// Programs that run inside Dom0.
-const HELPERS: &[&str] = &["dom0_sleep"];
+const HELPERS: &[&str] = &["dom0_memory", "dom0_sleep"];
 /// Where they are in the kernel's package: unpacking all of it would take a minute and half a gigabyte.
 const MODULE_FOLDERS: &[&str] = &[
     "drivers/ata",
@@ -130,6 +130,11 @@ impl Dom0 {
     /// Those, and Xen's front ends: for a domain that the toolstack makes.
     pub fn guest_initramfs(&self) -> Result<PathBuf> {
         self.assemble("guest", &["xen_blkfront", "xen_netfront"], |_| Ok(()))
+    }
+
+    /// Where `guest_initramfs` has left it.
+    pub fn guest_initramfs_path(&self) -> Result<PathBuf> {
+        self.path("guest")
     }
 
     fn assemble(

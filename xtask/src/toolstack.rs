@@ -32,7 +32,7 @@ const MODULES: &[&str] = &[
 const FILES: &[(&str, &str)] = &[
     ("etc/xen", ""),
     ("usr/lib/xen-4.20/bin", ""),
-    ("usr/lib/xen-4.20/boot", "hvmloader"),
+    ("usr/lib/xen-4.20/boot", ""),
     ("usr/lib/xen-common", ""),
     ("usr/sbin", "x"),
     ("usr/bin", "xen"),
@@ -67,12 +67,16 @@ pub const DOM0_MEMORY: &str = "dom0_mem=512M";
 /// What Dom0's kernel is told.
 pub const KERNEL_ARGS: &str = "corten.start=toolstack";
 
-/// The example's disks: MiB of the one that is a partition, and of the file system with the other.
-const PARTITION_MIB: u64 = 256;
-const FILES_MIB: u64 = 384;
+/// MiB of the example's disk that is a file.
+const FILE_MIB: u64 = 256;
+/// MiB of the disk that GRUB starts from.
+const GRUB_MIB: u64 = 64;
+const GRUB: &str = "grub-i386-xen_pvh.bin";
+const MKFS: &str = "/sbin/mkfs.ext4";
 const MIB: u64 = 1 << 20;
 const SECTOR: u64 = 512;
 
+/// The Dom0 that the toolstack runs in.
 pub fn dom0() -> Result<Dom0> {
     Dom0::fetch(SUITE)
 }
@@ -90,8 +94,9 @@ pub fn initramfs() -> Result<PathBuf> {
             archive.symlink(name, to);
         }
         archive.symlink("bin/bash", "/usr/bin/bash");
-        let example = paths::root().join("tests-qemu/dom0/example.cfg");
-        archive.file("root/example.cfg", 0o644, &read(&example)?);
+        for name in ["example.cfg", "grub.cfg", "shim.cfg"] {
+            archive.file(&format!("root/{name}"), 0o644, &read(&scripts().join(name))?);
+        }
         Packer { tree: &tree, archive, packed: BTreeSet::new(), needed: BTreeSet::new() }.pack()
     })
 }
@@ -189,33 +194,86 @@ fn libraries(image: &[u8]) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Makes the disk that the example domain lives on: a partition for it, and a file system with its kernel, its initramfs and a
-/// file that is its other disk.
-pub fn write_disk(disk: &Path) -> Result<()> {
-    packages::need(&["mkfs.ext4"])?;
-    let dom0 = dom0()?;
-    let guest = dom0.guest_initramfs()?;
-    progress::step("make the example domain's disks", |_| {
-        let sh = Shell::new()?;
-        let files = sh.create_temp_dir()?;
-        for (from, name) in [(&dom0.kernel, "vmlinuz"), (&guest, "initrd")] {
-            std::fs::copy(from, files.path().join(name)).with_context(|| format!("cannot read {}", from.display()))?;
-        }
-        std::fs::File::create(files.path().join("disk.img"))?.set_len(PARTITION_MIB * MIB)?;
-        let _ = std::fs::remove_file(disk);
-        let image = std::fs::File::create(disk).with_context(|| format!("cannot make {}", disk.display()))?;
-        image.set_len((1 + PARTITION_MIB + FILES_MIB) * MIB)?;
-        std::os::unix::fs::FileExt::write_all_at(
-            &image,
-            &partition_table(&[(1, PARTITION_MIB), (1 + PARTITION_MIB, FILES_MIB)]),
-            0,
-        )?;
-        let (mkfs, offset, size) =
-            ("/sbin/mkfs.ext4", format!("offset={}", (1 + PARTITION_MIB) * MIB), format!("{}k", FILES_MIB * 1024));
-        let files = files.path();
-        cmd!(sh, "{mkfs} -q -F -L corten-example -d {files} -E {offset} {disk} {size}").quiet().run()?;
-        Ok(())
-    })
+/// The disk that domains live on: the second partition is a file system with the example's kernel, its initramfs and a file that is
+/// one of its disks; the other partitions are disks of domains.
+#[derive(Clone, Copy)]
+pub struct Disk<'a> {
+    /// MiB of each partition.
+    pub partitions: &'a [u64],
+    /// The Debian release whose kernel is the example's.
+    pub suite: &'a str,
+    /// Beside the example's files there are GRUB and a disk that it starts from.
+    pub grub: bool,
+}
+
+/// What the example domain needs.
+pub const EXAMPLE_DISK: Disk<'_> = Disk { partitions: &[256, 384], suite: SUITE, grub: false };
+
+impl Disk<'_> {
+    /// Fetches and makes what it is made of.
+    pub fn prepare(&self) -> Result<()> {
+        packages::need(&["mkfs.ext4"])?;
+        Dom0::fetch(self.suite)?.guest_initramfs()?;
+        if self.grub { grub().map(drop) } else { Ok(()) }
+    }
+
+    pub fn write(&self, disk: &Path) -> Result<()> {
+        self.prepare()?;
+        let debian = Dom0::fetch(self.suite)?;
+        let guest = debian.guest_initramfs_path()?;
+        let grub = self.grub.then(grub).transpose()?;
+        progress::step("make the domains' disks", |_| {
+            let sh = Shell::new()?;
+            let files = sh.create_temp_dir()?;
+            copy(&debian.kernel, &files.path().join("vmlinuz"))?;
+            copy(&guest, &files.path().join("initrd"))?;
+            std::fs::File::create(files.path().join("disk.img"))?.set_len(FILE_MIB * MIB)?;
+            if let Some(grub) = grub {
+                copy(&grub, &files.path().join(GRUB))?;
+                write_grub_disk(&sh, &debian.kernel, &guest, &files.path().join("grub.img"))?;
+            }
+            let _ = std::fs::remove_file(disk);
+            let image = std::fs::File::create(disk).with_context(|| format!("cannot make {}", disk.display()))?;
+            let (mut partitions, mut end) = (Vec::new(), 1);
+            for size in self.partitions {
+                partitions.push((end, *size));
+                end += size;
+            }
+            image.set_len(end * MIB)?;
+            std::os::unix::fs::FileExt::write_all_at(&image, &partition_table(&partitions), 0)?;
+            let (start, size) = *partitions.get(1).context("a disk without a partition for files")?;
+            let (mkfs, offset, size) = (MKFS, format!("offset={}", start * MIB), format!("{}k", size * 1024));
+            let files = files.path();
+            cmd!(sh, "{mkfs} -q -F -L corten-example -d {files} -E {offset} {disk} {size}").quiet().run()?;
+            Ok(())
+        })
+    }
+}
+
+/// A disk with a menu of GRUB's and what its entry starts. It is one file system of a kind that any GRUB reads.
+fn write_grub_disk(sh: &Shell, kernel: &Path, initrd: &Path, disk: &Path) -> Result<()> {
+    let files = sh.create_temp_dir()?;
+    let boot = paths::make_dir(files.path().join("boot/grub"))?;
+    copy(&scripts().join("menu.cfg"), &boot.join("grub.cfg"))?;
+    copy(kernel, &files.path().join("boot/vmlinuz"))?;
+    copy(initrd, &files.path().join("boot/initrd"))?;
+    let (mkfs, files, size) = (MKFS, files.path(), format!("{GRUB_MIB}m"));
+    Ok(cmd!(sh, "{mkfs} -t ext2 -q -F -d {files} {disk} {size}").quiet().run()?)
+}
+
+/// Debian's GRUB as a domain's kernel.
+fn grub() -> Result<PathBuf> {
+    let pattern = format!("./usr/lib/grub-xen/{GRUB}");
+    let dir = packages::cached("grub-xen", |dir| Suite::new(SUITE)?.unpack("grub-xen-host", &[&pattern], dir))?;
+    Ok(dir.join(pattern))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::copy(from, to).map(drop).with_context(|| format!("cannot read {}", from.display()))
+}
+
+fn scripts() -> PathBuf {
+    paths::root().join("tests-qemu/dom0")
 }
 
 /// A master boot record with Linux partitions, each by its first MiB and its MiB.
@@ -245,7 +303,7 @@ pub fn add(boot: &mut Boot, machine: &mut MachineArgs, logs: &Path) -> Result<()
     }
     machine.memory.get_or_insert(MEMORY_MIB);
     let disk = logs.join("disk.img");
-    write_disk(&disk)?;
+    EXAMPLE_DISK.write(&disk)?;
     machine.disk = Some(disk);
     Ok(())
 }

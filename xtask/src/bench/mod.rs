@@ -2,11 +2,13 @@
 
 mod boot;
 mod costs;
+mod guest;
 mod paths;
 mod plot;
 mod sched;
 
 pub use boot::command as boot;
+pub use guest::command as guest;
 pub use paths::command as paths;
 pub use paths::none_above_xen;
 pub use sched::command as sched;

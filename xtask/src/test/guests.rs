@@ -68,6 +68,7 @@ const GUESTS: &[Guest] = &[
         ],
         ..guest("cpuid_leaves", "Xen's CPUID leaves, and what CPUID hides")
     },
+    guest("compat_hypercalls", "hypercalls of a 32-bit caller, and a shared page of its width"),
     guest("hypercall_page", "the hypercall page does what the instruction does"),
     Guest {
         xen_differs: &[("qemu", "PAT after reset")],

@@ -72,7 +72,6 @@ pub fn command(args: &TestArgs) -> Result<ExitCode> {
 /// Renews what `toolstack_compare` compares with.
 pub fn record() -> Result<()> {
     packages::need(&["grub-mkrescue", "xorriso", "mformat"])?;
-    toolstack::prepare()?;
     let engine = Engine::choose(Some(Choice::Qemu), &Options::default())?;
     let logs = paths::target_dir("record")?;
     toolstack::renew(&Context { engine: &engine, hypervisor: &Hypervisor::locate("xen")?, logs })

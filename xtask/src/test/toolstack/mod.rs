@@ -6,7 +6,8 @@ use super::case::{Boot, Case, Context, host_is_well, last_lines, module};
 use crate::console::Run;
 use crate::dom0;
 use crate::engine::Engine;
-use crate::{paths, toolstack};
+use crate::paths;
+use crate::toolstack::{self, Disk};
 use anyhow::{Context as _, Result, bail, ensure};
 use recording::{Rule, parse};
 
@@ -17,49 +18,134 @@ const DIFFERENCES: &str = include_str!("differences.txt");
 /// Of differences that are too many, the first ones.
 const SHOWN: usize = 60;
 
+/// What a boot with the toolstack has beside it.
+#[derive(Clone, Copy)]
+struct Setup {
+    script: &'static str,
+    /// What Dom0's kernel is told beside that.
+    args: &'static str,
+    disk: Disk<'static>,
+    memory_mib: u32,
+    /// CHECK lines that there are at least, of domains and of the script.
+    checks: usize,
+    limit: u64,
+}
+
+const CREATE: Setup = Setup {
+    script: "toolstack_create",
+    args: "",
+    disk: toolstack::EXAMPLE_DISK,
+    memory_mib: toolstack::MEMORY_MIB,
+    checks: 7 + 10,
+    limit: 400,
+};
+
+const CREATE_DEBIAN12: Setup = Setup { disk: Disk { suite: "bookworm", ..toolstack::EXAMPLE_DISK }, ..CREATE };
+
+const GRUB_PVH: Setup = Setup {
+    script: "toolstack_grub_pvh",
+    disk: Disk { partitions: &[256, 512], grub: true, ..toolstack::EXAMPLE_DISK },
+    checks: 5 + 8,
+    ..CREATE
+};
+
+const FOUR_GUESTS: Setup = Setup {
+    script: "toolstack_four_guests",
+    args: "",
+    disk: Disk { partitions: &[128, 384, 128], ..toolstack::EXAMPLE_DISK },
+    memory_mib: 2048,
+    checks: 4 * 4 + 8,
+    limit: 600,
+};
+
+const TWO_GUESTS: Setup = Setup {
+    script: "toolstack_two_guests",
+    args: "",
+    disk: Disk { partitions: &[256, 384, 256], ..toolstack::EXAMPLE_DISK },
+    memory_mib: 2048,
+    checks: 2 * 5 + 9,
+    limit: 1200,
+};
+
+const OWN_TESTS: Setup = Setup { script: "toolstack_own_tests", checks: 4, limit: 200, ..CREATE };
+const RECORD: Setup = Setup { script: "toolstack_record", checks: 0, limit: 600, ..CREATE };
+const CYCLES: Setup = Setup { script: "toolstack_cycles", args: "corten.cycles=10", checks: 2, ..CREATE };
+const LONG_CYCLES: Setup = Setup { args: "corten.cycles=200", limit: 5400, ..CYCLES };
+const SHIM: Setup = Setup { script: "toolstack_shim", checks: 5 + 6, ..CREATE };
+
 pub fn cases() -> Vec<Case> {
-    let case = |name: &str, about, quick, on_xen, run: fn(&Context<'_>) -> Result<()>| Case {
+    let case = |name: &str, setup: Setup, about, quick| Case {
         name: name.into(),
         about,
         quick,
-        on_xen,
+        on_xen: true,
         engines: |engine| matches!(engine, Engine::Qemu(_)),
-        prepare: Box::new(prepare),
-        run: Box::new(run),
+        prepare: Box::new(move || prepare(setup.disk)),
+        run: Box::new(move |context| checks(context, setup)),
     };
     vec![
         case(
             "toolstack_create",
+            CREATE,
             "xl makes a Debian domain with disks and a network, and ends it without a trace",
             true,
-            false,
-            create,
         ),
-        case("toolstack_own_tests", "Xen's own tests out of xen-utils pass", true, true, own_tests),
-        case("toolstack_compare", "xl and its kin say what they say on Xen 4.20", true, true, compare),
+        case("toolstack_create_12", CREATE_DEBIAN12, "the same with the kernel of Debian 12", false),
+        case(
+            "toolstack_grub_pvh",
+            GRUB_PVH,
+            "Debian's GRUB, a 32-bit guest, shows the menu of its disk and starts Debian from it",
+            true,
+        ),
+        case(
+            "toolstack_four_guests",
+            FOUR_GUESTS,
+            "four domains at once work on their disks and send one another what they wrote",
+            false,
+        ),
+        Case {
+            engines: |_| true,
+            ..case("toolstack_two_guests", TWO_GUESTS, "two domains at once, in Bochs too", false)
+        },
+        case("toolstack_shim", SHIM, "Debian's kernel as a PV guest in a PVH domain, by Xen's shim", false),
+        case("toolstack_own_tests", OWN_TESTS, "Xen's own tests out of xen-utils pass", true),
+        Case {
+            run: Box::new(compare),
+            ..case("toolstack_compare", RECORD, "xl and its kin say what they say on Xen 4.20", true)
+        },
+        Case {
+            on_xen: false,
+            ..case(
+                "toolstack_cycles",
+                CYCLES,
+                "ten domains made and ended by xl, half of them killed while they boot",
+                true,
+            )
+        },
+        Case { on_xen: false, ..case("toolstack_long_cycles", LONG_CYCLES, "the same two hundred times", false) },
     ]
 }
 
 /// Fetches and makes what a boot with the toolstack needs.
-pub fn prepare() -> Result<()> {
-    crate::packages::need(&["mkfs.ext4"])?;
-    toolstack::dom0()?.guest_initramfs()?;
+fn prepare(disk: Disk<'_>) -> Result<()> {
+    disk.prepare()?;
     toolstack::initramfs().map(drop)
 }
 
-/// Boots the Dom0 with the toolstack, with whichever hypervisor the context has, runs `script` (one of `tests-qemu/dom0`) in it, and
+/// Boots the Dom0 with the toolstack, with whichever hypervisor the context has, runs the script (one of `tests-qemu/dom0`) in it, and
 /// answers what the console said.
-fn boot(context: &Context<'_>, script: &str, limit: u64) -> Result<Run> {
+fn boot(context: &Context<'_>, setup: Setup) -> Result<Run> {
     std::fs::create_dir_all(&context.logs)?;
     let disk = context.logs.join("disk.img");
-    toolstack::write_disk(&disk)?;
-    let args = format!("{} {} corten.run={script}", dom0::KERNEL_ARGS, toolstack::KERNEL_ARGS);
+    setup.disk.write(&disk)?;
+    let Setup { script, args, .. } = setup;
+    let args = format!("{} {} {args} corten.run={script}", dom0::KERNEL_ARGS, toolstack::KERNEL_ARGS);
     let boot = Boot {
         corten_args: toolstack::DOM0_MEMORY.into(),
         modules: vec![module(&toolstack::dom0()?.kernel, &args), module(&toolstack::initramfs_path()?, "")],
-        memory_mib: toolstack::MEMORY_MIB,
+        memory_mib: setup.memory_mib,
         disk: Some(disk.clone()),
-        limit,
+        limit: setup.limit,
         ..Boot::default()
     };
     let run = context.boot("run", boot)?;
@@ -73,27 +159,18 @@ fn boot(context: &Context<'_>, script: &str, limit: u64) -> Result<Run> {
     Ok(run)
 }
 
-fn create(context: &Context<'_>) -> Result<()> {
-    let run = boot(context, "toolstack_create", 400)?;
-    // The domain's own and the script's.
-    checks(&run, 7 + 10)
-}
-
-fn own_tests(context: &Context<'_>) -> Result<()> {
-    checks(&boot(context, "toolstack_own_tests", 200)?, 4)
-}
-
-/// Fails unless so many checks were made, all of them with success.
-fn checks(run: &Run, least: usize) -> Result<()> {
+/// Every check that the script and its domains made must have come out well.
+fn checks(context: &Context<'_>, setup: Setup) -> Result<()> {
+    let run = boot(context, setup)?;
     let checks: Vec<&str> = run.console.lines().filter(|line| line.contains("CHECK ")).collect();
     let failures: Vec<&str> = checks.iter().copied().filter(|line| line.contains(" FAIL")).collect();
     ensure!(failures.is_empty(), "{}", failures.join("\n    "));
-    ensure!(checks.len() >= least, "only {} checks were made", checks.len());
+    ensure!(checks.len() >= setup.checks, "only {} checks were made", checks.len());
     Ok(())
 }
 
 fn record(context: &Context<'_>) -> Result<String> {
-    let run = boot(context, "toolstack_record", 600)?;
+    let run = boot(context, RECORD)?;
     let waited: Vec<&str> = run.console.lines().filter(|line| line.contains("WAITED in vain")).collect();
     ensure!(waited.is_empty(), "{}", waited.join("\n    "));
     Ok(run.console)
@@ -101,6 +178,7 @@ fn record(context: &Context<'_>) -> Result<String> {
 
 /// Writes the recording of Xen anew.
 pub fn renew(context: &Context<'_>) -> Result<()> {
+    prepare(RECORD.disk)?;
     let file = paths::root().join("xtask/src/test/toolstack/xen-4.20.txt");
     std::fs::write(&file, recording::trimmed(&record(context)?))
         .with_context(|| format!("cannot write {}", file.display()))

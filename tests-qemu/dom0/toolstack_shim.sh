@@ -1,0 +1,15 @@
+#!/bin/busybox sh
+# Debian's kernel as a PV guest, inside a domain that Xen's shim runs in.
+. /scripts/domains
+before=$(free_memory)
+works "xl create" xl create /root/shim.cfg
+works "its guest comes up" wait_for 300 ups shim 1
+cat $(console shim)
+check "its kernel is a PV one" "$(grep -q 'Booting kernel on Xen PV\|Booting paravirtualized kernel on Xen$' $(console shim) && echo yes)" \
+    "$(grep -m 1 'Booting' $(console shim))"
+works "xl shutdown" xl shutdown -w shim
+works "it is gone" wait_for 30 is_gone shim
+sleep 1
+after=$(free_memory)
+check "its memory is free" "$([ "$before" = "$after" ] && echo yes)" "$before MiB before, $after MiB after"
+xl dmesg | tail -n 5
