@@ -67,7 +67,10 @@ pub struct Wanted<'a> {
 }
 
 /// What Corten keeps free for itself beside Dom0: page tables, grant tables, other domains' beginnings.
-const HEADROOM: u64 = 2 << 20;
+const HEADROOM: u64 = (2 << 20) + SPARE_TABLES * PAGE;
+
+/// Page tables that Dom0 has in reserve, so that it can map pages of other domains however full the machine is: each serves for 2 MiB of gfns.
+const SPARE_TABLES: u64 = 128;
 
 /// What Dom0's kernel is told. Without an IOMMU a device that is given the address of a granted page reaches another page of Dom0's: Linux has to have
 /// devices use memory that is its own, and copy. A user who says something about that knows better.
@@ -245,8 +248,7 @@ fn assemble(
     let p2m = P2m::new(ready.engine.format(), system.memory, DomainId::DOM0)
         .map_err(|why| format!("its page tables: {why:?}"))?;
     map_memory(&p2m, platform, wanted, &share)?;
-    let tables = SPARE_TABLES.saturating_add(share.frames().div_ceil(FRAMES_A_SPARE_TABLE));
-    p2m.keep_tables(tables).map_err(|why| format!("spare page tables: {why:?}"))?;
+    p2m.keep_tables(SPARE_TABLES).map_err(|why| format!("spare page tables: {why:?}"))?;
     let pci = find_pci(&p2m, platform, wanted)?;
     // Corten's own clock is Dom0's: the PM timer reads as ones, as it does on Xen, and kernels leave it alone.
     let mut hidden = wanted.hidden_ports.clone();

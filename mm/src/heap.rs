@@ -1,7 +1,7 @@
 //! The heap of the host's own values.
 //!
-//! Small objects come from talc, over arenas of 64 KiB and more that are drawn from the free frames as needed and kept. Large
-//! ones are blocks of frames, given back when freed. Until [`Heap::attach`] a small static arena serves.
+//! Small objects come from talc, over arenas of 64 KiB and more that are drawn from the free frames as needed and given back
+//! once nothing is in them. Large ones are blocks of frames of their own. Until [`Heap::attach`] a small static arena serves.
 //!
 //! Running out is a null pointer here and must be an error further up: whoever allocates on a guest's behalf uses
 //! [`try_box`], [`try_arc`], [`try_vec`] and `try_reserve`.
@@ -15,8 +15,8 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use talc::base::Talc;
-use talc::base::binning::DefaultBinning;
-use talc::source::Manual;
+use talc::base::binning::{Binning, DefaultBinning};
+use talc::source::Source;
 
 use crate::addr::PAGE_SIZE;
 use crate::lock::{Lock, Rank};
@@ -26,6 +26,7 @@ use crate::memory::{Memory, OutOfMemory};
 const LARGE: usize = 64 << 10;
 /// The least that is drawn from the free frames for small objects.
 const ARENA: usize = 64 << 10;
+const FIRST_ARENA: usize = 256 << 10;
 /// What talc needs beside the object in an arena made for it.
 const OVERHEAD: usize = 256;
 const EARLY_SIZE: usize = 64 << 10;
@@ -47,9 +48,33 @@ fn is_early(object: *mut u8) -> bool {
     object.addr().wrapping_sub(EARLY.0.get().addr()) < EARLY_SIZE
 }
 
+/// Where talc's arenas go. They are added by [`Heap::grow`], without the heap's lock.
+#[derive(Debug)]
+struct Arenas {
+    /// An address in the first page of one that talc has nothing in and has let go of.
+    empty: Option<usize>,
+}
+
+// SAFETY: no memory is handed out here, and what talc is told to let go of is the whole of an arena that it had claimed.
+unsafe impl Source for Arenas {
+    const TRACK_HEAP_END: bool = true;
+
+    fn acquire<B: Binning>(_: &mut Talc<Self, B>, _: Layout) -> Result<(), ()> {
+        Err(())
+    }
+
+    unsafe fn resize(&mut self, base: *mut u8, end: *mut u8, is_whole: bool) -> *mut u8 {
+        if !is_whole || is_early(base) {
+            return end;
+        }
+        self.empty = Some(base.addr());
+        base
+    }
+}
+
 /// The heap; to be made the `#[global_allocator]`.
 pub struct Heap {
-    small: Lock<Talc<Manual, DefaultBinning>>,
+    small: Lock<Talc<Arenas, DefaultBinning>>,
     memory: spin::Once<&'static Memory>,
 }
 
@@ -61,12 +86,14 @@ impl Default for Heap {
 
 impl Heap {
     pub const fn new() -> Self {
-        Self { small: Lock::new(Rank::Heap, Talc::new(Manual)), memory: spin::Once::new() }
+        Self { small: Lock::new(Rank::Heap, Talc::new(Arenas { empty: None })), memory: spin::Once::new() }
     }
 
     /// Lets the heap grow by frames of `memory`. The first call counts.
     pub fn attach(&self, memory: &'static Memory) {
         self.memory.call_once(|| memory);
+        // One in which what lives long has room, so that later ones are empty again soon. If there is none, whoever allocates is told.
+        let _ = self.claim_arena(FIRST_ARENA);
     }
 
     fn memory(&self) -> Option<&'static Memory> {
@@ -114,13 +141,17 @@ impl Heap {
 
     /// Adds an arena that has room for `layout`.
     fn grow(&self, layout: Layout) -> Option<()> {
-        let memory = self.memory()?;
         let need = layout.size().checked_add(layout.align())?.checked_add(OVERHEAD)?;
-        let frames = memory.allocate(Self::order(need.max(ARENA))?, None).ok()?;
+        self.claim_arena(need.max(ARENA))
+    }
+
+    fn claim_arena(&self, bytes: usize) -> Option<()> {
+        let memory = self.memory()?;
+        let frames = memory.allocate(Self::order(bytes)?, None).ok()?;
         let size = (frames.count() as usize).checked_mul(PAGE_SIZE)?;
         let arena = memory.window().pointer(frames.mfn().phys(), size as u64).ok()?;
         let _ = frames.into_host();
-        // SAFETY: the frames are the host's from now on and for ever, and only the heap has their address.
+        // SAFETY: the frames are the host's until talc lets go of them, and only the heap has their address.
         unsafe { self.small.lock().claim(arena, size) }?;
         Some(())
     }
@@ -133,9 +164,27 @@ impl Heap {
                 let freed = memory.window().mfn_of(object).is_some_and(|mfn| memory.free_host(mfn));
                 debug_assert!(freed, "{object:p} is no block of the heap's");
             }
-            // SAFETY: everything else came from talc.
-            _ => unsafe { self.small.lock().deallocate(object, layout) },
+            _ => {
+                let mut small = self.small.lock();
+                // SAFETY: everything else came from talc.
+                unsafe { small.deallocate(object, layout) };
+                let empty = small.source.empty.take();
+                drop(small);
+                if let Some(arena) = empty {
+                    self.give_back(arena);
+                }
+            }
         }
+    }
+
+    /// Frees an arena that talc has let go of.
+    #[cold]
+    fn give_back(&self, arena: usize) {
+        let freed = self.memory().is_some_and(|memory| {
+            let mfn = memory.window().mfn_of(ptr::without_provenance_mut(arena));
+            mfn.is_some_and(|mfn| memory.free_host(mfn))
+        });
+        debug_assert!(freed, "{arena:#x} is in no arena's first page");
     }
 }
 
@@ -292,7 +341,9 @@ mod tests {
         fn objects_keep_what_was_written_to_them(
             steps in prop::collection::vec((0usize..3, any::<prop::sample::Index>(), prop_oneof![1usize..3_000, 1usize..100_000], 0u32..13), 1..40)
         ) {
-            let (heap, _) = heap(2048);
+            let (heap, memory) = heap(2048);
+            // The arena that there is already also has talc's own lists, and stays.
+            let free = memory.free_frames();
             let mut live: Vec<(*mut u8, Layout, u8)> = Vec::new();
             let check = |object: *mut u8, len: usize, fill: u8| {
                 // SAFETY: a live object of at least that size.
@@ -330,7 +381,10 @@ mod tests {
             }
             for (object, layout, fill) in live {
                 check(object, layout.size(), fill);
+                // SAFETY: as above.
+                unsafe { heap.dealloc(object, layout) };
             }
+            prop_assert_eq!(memory.free_frames(), free, "an arena is kept, or two are one");
         }
     }
 

@@ -26,7 +26,7 @@ impl Spare {
     pub(super) fn keep(&self, memory: &Memory, table: Mfn) -> bool {
         let Some(slot) = memory.slot(table) else { return false };
         let wanted = self.wanted.load(Ordering::Relaxed);
-        let room = |count| (count < wanted).then(|| count + 1);
+        let room = |count: u64| (count < wanted).then(|| count.wrapping_add(1));
         if self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
             return false;
         }
