@@ -166,7 +166,9 @@ impl CpuState {
         let kind = task.access.0 & 0x1f;
         ensure(kind == 11 || (kind == 3 && !is_long))?;
         ensure(task.selector & LOCAL_TABLE == 0 && is_canonical(task.base))?;
-        if !table.access.is_unusable() {
+        if table.access.is_unusable() {
+            ensure(table.access.0 & ACCESS_RESERVED == 0)?;
+        } else {
             check_usable(table)?;
             ensure(table.access.0 & 0x1f == 2 && table.selector & LOCAL_TABLE == 0)?;
         }

@@ -58,7 +58,8 @@ pub fn command(args: &TestArgs) -> Result<ExitCode> {
         let on_xen = args.hypervisor == "xen";
         let runs = |case: &Case| engines.iter().any(|engine| (case.engines)(engine)) && (!on_xen || case.on_xen);
         let (cases, left_out): (Vec<Case>, Vec<Case>) = all.into_iter().filter(chosen).partition(runs);
-        if let Some(case) = left_out.first().filter(|_| !names.is_empty()) {
+        let runs_nowhere = |case: &&Case| !cases.iter().any(|other| other.name == case.name);
+        if let Some(case) = left_out.iter().find(runs_nowhere).filter(|_| !names.is_empty()) {
             bail!("{} is not for {}", case.name, if on_xen { "Xen" } else { "the engine that was asked for" });
         }
         prepare(&cases)?;

@@ -146,7 +146,7 @@ impl Said<'_> {
 const OR: &str = "or ";
 
 /// How far a value may be from the recorded one.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Leeway<'a> {
     Any,
     /// This one.
@@ -161,7 +161,7 @@ enum Leeway<'a> {
 }
 
 /// A line `COMMAND | FIELD | LEEWAY | REASON` of the list of differences; `*` stands for anything.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Rule<'a> {
     command: &'a str,
     field: &'a str,
