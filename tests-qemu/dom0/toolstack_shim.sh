@@ -5,8 +5,8 @@ before=$(free_memory)
 works "xl create" xl create /root/shim.cfg
 works "its guest comes up" wait_for 300 ups shim 1
 cat $(console shim)
-check "its kernel is a PV one" "$(grep -q 'Booting kernel on Xen PV\|Booting paravirtualized kernel on Xen$' $(console shim) && echo yes)" \
-    "$(grep -m 1 'Booting' $(console shim))"
+check "its kernel is a PV one" "$(grep -q 'Hypervisor detected: Xen PV' $(console shim) && echo yes)" \
+    "$(grep -m 1 'Hypervisor detected' $(console shim))"
 works "xl shutdown" xl shutdown -w shim
 works "it is gone" wait_for 30 is_gone shim
 sleep 1
