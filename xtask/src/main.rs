@@ -6,6 +6,7 @@ mod cli;
 mod console;
 mod cpio;
 mod deb;
+mod debian;
 mod dom0;
 mod engine;
 mod image;

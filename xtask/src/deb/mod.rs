@@ -28,9 +28,14 @@ pub fn command() -> Result<PathBuf> {
 pub fn build() -> Result<PathBuf> {
     packages::need(&["dpkg-deb", "gzip"])?;
     let image = build::build()?.with_extension("gz");
-    let deb = paths::target().join(format!("{PACKAGE}_{VERSION}_amd64.deb"));
+    let deb = path();
     progress::step(&format!("pack {PACKAGE}_{VERSION}_amd64.deb"), |_| pack(&image, &deb))?;
     Ok(deb)
+}
+
+/// Where `build` leaves it.
+pub fn path() -> PathBuf {
+    paths::target().join(format!("{PACKAGE}_{VERSION}_amd64.deb"))
 }
 
 fn pack(image: &Path, deb: &Path) -> Result<()> {
