@@ -99,7 +99,8 @@ fn unpack(dir: &Path, tree: &Path) -> Result<()> {
     Ok(std::fs::remove_dir_all(own)?)
 }
 
-/// Owners and devices, which need a privilege elsewhere, are made for mkfs to believe in.
+/// Owners and devices, which need a privilege elsewhere, are made for mkfs to believe in. Backups of passwords stay out: they have no mode by
+/// which whoever is not root could read them.
 fn write(tree: &Path, disk: &Path) -> Result<()> {
     let image = std::fs::File::create(disk).with_context(|| format!("cannot make {}", disk.display()))?;
     image.set_len(SIZE_MIB * MIB)?;
@@ -108,7 +109,8 @@ fn write(tree: &Path, disk: &Path) -> Result<()> {
     let files = sh.create_temp_dir()?;
     let (files, offset) = (files.path(), format!("offset={}", START_MIB * MIB));
     let size = format!("{}m", SIZE_MIB - START_MIB);
-    let line = r#"set -e; tar -x -f "$1" -C "$2"; "$3" -q -F -L debian -E "$4" -d "$2" "$5" "$6""#;
+    let line =
+        r#"set -e; tar -x -f "$1" -C "$2" --exclude="./etc/*shadow-"; "$3" -q -F -L debian -E "$4" -d "$2" "$5" "$6""#;
     Ok(cmd!(sh, "fakeroot -- sh -c {line} write {tree} {files} {MKFS} {offset} {disk} {size}").quiet().run()?)
 }
 
