@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::engine::{Choice, Firmware, Options};
-use crate::{bench, build, image, layout, lint, once, packages, run, test};
+use crate::{bench, build, deb, image, layout, lint, once, packages, run, test};
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -20,6 +20,8 @@ enum Command {
     Build,
     /// Make target/corten/corten.iso, which BIOS and UEFI boot from CD or USB stick
     Image(Boot),
+    /// Make target/corten_VERSION_amd64.deb, which Debian 13 installs and GRUB then offers
+    Deb,
     /// Boot Corten with a small Debian Dom0 and put Dom0's console in this terminal (Ctrl-A x leaves)
     Run(RunArgs),
     /// Run the tests: host tests, then Corten in the engines
@@ -171,6 +173,7 @@ impl Cli {
         match self.command {
             Command::Build => build::build().map(|_| ExitCode::SUCCESS),
             Command::Image(boot) => image::command(&boot).map(|_| ExitCode::SUCCESS),
+            Command::Deb => deb::command().map(|_| ExitCode::SUCCESS),
             Command::Run(args) => run::command(&args),
             Command::Test(args) => test::command(&args),
             Command::Bench(Bench::Boot(args)) => bench::boot(&args),

@@ -1,10 +1,12 @@
-//! Everything a person runs on Corten: build, image, run, test, bench, lint.
+//! Everything a person runs on Corten: build, image, deb, run, test, bench, lint.
 
 mod bench;
 mod build;
 mod cli;
 mod console;
 mod cpio;
+mod deb;
+mod debian;
 mod dom0;
 mod engine;
 mod image;

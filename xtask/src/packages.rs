@@ -15,6 +15,9 @@ const TOOLS: &[(&str, &str)] = &[
     ("gzip", "gzip"),
     ("xz", "xz-utils"),
     ("dpkg-deb", "dpkg"),
+    ("mmdebstrap", "mmdebstrap"),
+    ("fakeroot", "fakeroot"),
+    ("newuidmap", "uidmap"),
     ("grub-mkrescue", "grub-common"),
     ("xorriso", "xorriso"),
     ("mformat", "mtools"),
@@ -133,6 +136,12 @@ impl Suite {
             Ok(cmd!(sh, "apt-get {options...} update -qq").quiet().run()?)
         })?;
         paths::write_whole(&stamp, b"")
+    }
+
+    /// The line of a sources list that names it.
+    pub fn source(&self) -> Result<String> {
+        self.update()?;
+        Ok(std::fs::read_to_string(self.dir.join("sources.list"))?.trim_end().to_string())
     }
 
     /// The name of the package that an empty one such as `linux-image-amd64` stands for.

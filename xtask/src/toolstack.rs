@@ -73,7 +73,7 @@ const FILE_MIB: u64 = 256;
 const GRUB_MIB: u64 = 64;
 const GRUB: &str = "grub-i386-xen_pvh.bin";
 const MKFS: &str = "/sbin/mkfs.ext4";
-const MIB: u64 = 1 << 20;
+pub const MIB: u64 = 1 << 20;
 const SECTOR: u64 = 512;
 
 /// The Dom0 that the toolstack runs in.
@@ -277,7 +277,7 @@ fn scripts() -> PathBuf {
 }
 
 /// A master boot record with Linux partitions, each by its first MiB and its MiB.
-fn partition_table(partitions: &[(u64, u64)]) -> [u8; SECTOR as usize] {
+pub fn partition_table(partitions: &[(u64, u64)]) -> [u8; SECTOR as usize] {
     const TABLE: usize = 446;
     const LINUX: u8 = 0x83;
     let mut record = [0; SECTOR as usize];

@@ -78,8 +78,9 @@ impl Bochs {
         if machine.firmware != Firmware::Bios || machine.board.is_some() || !machine.devices.is_empty() {
             bail!("Bochs has neither UEFI nor other boards and devices; use --engine qemu or kvm");
         }
+        let Some(iso) = &machine.iso else { bail!("here Bochs boots from CDs only; use --engine qemu or kvm") };
         let rc = machine.logs.join("bochsrc");
-        std::fs::write(&rc, self.bochsrc(machine, console_port))?;
+        std::fs::write(&rc, self.bochsrc(machine, iso, console_port))?;
         let mut command = self.base();
         command.arg("-q").arg("-f").arg(&rc);
         if self.debugger {
@@ -90,7 +91,7 @@ impl Bochs {
         Ok(command)
     }
 
-    fn bochsrc(&self, machine: &Machine, console_port: u16) -> String {
+    fn bochsrc(&self, machine: &Machine, iso: &Path, console_port: u16) -> String {
         let share = self.tree.clone().unwrap_or_else(|| Path::new("/").to_path_buf());
         let (bios, vga) =
             (share.join("usr/share/bochs/BIOS-bochs-latest"), share.join("usr/share/vgabios/vgabios.bin"));
@@ -123,7 +124,7 @@ impl Bochs {
             bios = bios.display(),
             vga = vga.display(),
             cpus = machine.cpus,
-            iso = machine.iso.display(),
+            iso = iso.display(),
             log = machine.logs.join("bochs.log").display(),
         )
     }

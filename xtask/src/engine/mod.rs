@@ -46,7 +46,8 @@ pub struct Options {
 /// A machine to emulate.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    pub iso: PathBuf,
+    /// What it boots from; without it that is its disk.
+    pub iso: Option<PathBuf>,
     pub memory_mib: u32,
     pub cpus: u32,
     pub disk: Option<PathBuf>,
@@ -68,8 +69,13 @@ pub struct Machine {
 impl Machine {
     /// One CPU, nothing special.
     pub fn plain(iso: &Path, memory_mib: u32, logs: &Path) -> Machine {
+        Machine { iso: Some(iso.to_path_buf()), ..Machine::of_disk(memory_mib, logs) }
+    }
+
+    /// One that boots from the disk that it is to get.
+    pub fn of_disk(memory_mib: u32, logs: &Path) -> Machine {
         Machine {
-            iso: iso.to_path_buf(),
+            iso: None,
             memory_mib,
             cpus: 1,
             disk: None,

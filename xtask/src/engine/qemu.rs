@@ -56,20 +56,23 @@ pub fn command(accelerator: Accelerator, machine: &Machine, console_port: u16, c
     if machine.iommu {
         command.args(["-device", "amd-iommu"]);
     }
-    match machine.firmware {
-        Firmware::Bios => {
-            command.arg("-cdrom").arg(&machine.iso).args(["-boot", "d"]);
+    if machine.firmware == Firmware::Uefi {
+        packages::need(&["OVMF"])?;
+        let variables = machine.logs.join("variables.fd");
+        std::fs::copy(OVMF_VARIABLES, &variables).with_context(|| format!("cannot copy {OVMF_VARIABLES}"))?;
+        command.arg("-drive").arg(format!("if=pflash,format=raw,unit=0,readonly=on,file={OVMF}"));
+        command.arg("-drive").arg(format!("if=pflash,format=raw,unit=1,file={}", variables.display()));
+    }
+    match (&machine.iso, machine.firmware) {
+        (Some(iso), Firmware::Bios) => {
+            command.arg("-cdrom").arg(iso).args(["-boot", "d"]);
         }
-        Firmware::Uefi => {
-            packages::need(&["OVMF"])?;
-            let variables = machine.logs.join("variables.fd");
-            std::fs::copy(OVMF_VARIABLES, &variables).with_context(|| format!("cannot copy {OVMF_VARIABLES}"))?;
-            command.arg("-drive").arg(format!("if=pflash,format=raw,unit=0,readonly=on,file={OVMF}"));
-            command.arg("-drive").arg(format!("if=pflash,format=raw,unit=1,file={}", variables.display()));
+        (Some(iso), Firmware::Uefi) => {
             // Without an index it would try disks and networks first.
-            let iso = format!("if=none,id=iso,media=cdrom,readonly=on,file={}", machine.iso.display());
+            let iso = format!("if=none,id=iso,media=cdrom,readonly=on,file={}", iso.display());
             command.arg("-drive").arg(iso).args(["-device", "ide-cd,bus=ide.2,drive=iso,bootindex=0"]);
         }
+        (None, _) => {}
     }
     command.args(&machine.devices);
     if let Some(disk) = &machine.disk {

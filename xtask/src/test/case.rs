@@ -103,14 +103,18 @@ impl Context<'_> {
             devices: boot.devices,
             ..Machine::plain(&iso, boot.memory_mib, &logs)
         };
-        let mut running = self.engine.start(&machine)?;
-        let limit = Duration::from_secs(boot.limit * super::PATIENCE);
-        // Nothing comes after these.
-        let until: Vec<String> = boot.until.into_iter().chain(LAST_WORDS.map(str::to_string)).collect();
-        let run = console::watch(&mut running, &logs.join("console.log"), limit, &until, &mut |_| {})?;
-        drop(running);
+        let run = self.watch(&machine, boot.limit, boot.until)?;
         let _ = std::fs::remove_file(iso);
         Ok(run)
+    }
+
+    /// Starts the machine and watches it for `limit` seconds, to its end, or until the console says one of `until`.
+    pub fn watch(&self, machine: &Machine, limit: u64, until: Vec<String>) -> Result<Run> {
+        let mut running = self.engine.start(machine)?;
+        let limit = Duration::from_secs(limit * super::PATIENCE);
+        // Nothing comes after these.
+        let until: Vec<String> = until.into_iter().chain(LAST_WORDS.map(str::to_string)).collect();
+        console::watch(&mut running, &machine.logs.join("console.log"), limit, &until, &mut |_| {})
     }
 }
 

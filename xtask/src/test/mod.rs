@@ -2,6 +2,7 @@
 
 mod case;
 mod costs;
+mod deb;
 mod debian;
 mod devices;
 mod domains;
@@ -89,6 +90,7 @@ fn cases() -> Vec<Case> {
     cases.extend(devices::cases());
     cases.extend(domains::cases());
     cases.extend(toolstack::cases());
+    cases.push(deb::case());
     cases
 }
 
