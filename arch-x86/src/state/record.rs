@@ -23,9 +23,13 @@ fn packed(access: SegmentAccess) -> u32 {
 /// The form of the VMCS, with AVL to G in bits 15:12, is what early versions of Xen wrote.
 fn unpacked(bits: u32) -> SegmentAccess {
     const PRESENT: u32 = 1 << 7;
+    const UNUSABLE: u32 = SegmentAccess::UNUSABLE.0;
     let access = if bits & 0xf000 != 0 { bits & 0xf0ff } else { bits & 0xff | (bits & 0xf00) << 4 };
     let beyond = bits & !0xffff;
-    SegmentAccess(access | beyond | if access & PRESENT == 0 { SegmentAccess::UNUSABLE.0 } else { 0 })
+    if access & PRESENT == 0 || beyond & UNUSABLE != 0 {
+        return SegmentAccess(access & !PRESENT | beyond | UNUSABLE);
+    }
+    SegmentAccess(access | beyond)
 }
 
 macro_rules! segments {
