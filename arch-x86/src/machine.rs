@@ -508,6 +508,14 @@ impl Machine for X86 {
         policies::change(domain, system.memory, leaves, msrs)
     }
 
+    fn tsc_mode(&self, domain: &Domain<Self>) -> u32 {
+        domain.machine.policy.now().cpuid.tsc_mode()
+    }
+
+    fn set_tsc_mode(&self, domain: &Domain<Self>, mode: u32) -> Result<(), Errno> {
+        policies::change_tsc_mode(domain, mode)
+    }
+
     fn save(&self, context: &mut Context, domain: &Domain<Self>, record: Option<(u16, u16)>) -> Result<Vec<u8>, Errno> {
         let state = hvm_context::save(self, domain, context)?;
         match record {

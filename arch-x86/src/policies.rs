@@ -120,11 +120,11 @@ pub fn change(
     })
 }
 
-/// Says how a domain's TSC relates to time (XEN_DOMCTL_settscinfo). EEXIST once a vCPU of it has run.
-pub fn change_tsc(domain: &Domain<X86>, tsc: &TscInfo) -> Result<(), Errno> {
+/// Changes what a domain is told of its TSC (`XEN_CPUID_TSC_MODE_*`). EEXIST once a vCPU of it has run.
+pub fn change_tsc_mode(domain: &Domain<X86>, mode: u32) -> Result<(), Errno> {
     let changed = domain.machine.policy.change(|present| {
         let mut policy = Box::new(present.clone());
-        policy.cpuid.set_tsc(tsc);
+        policy.cpuid.set_tsc_mode(mode);
         Ok(policy)
     });
     changed.map_err(|refused| refused.error)

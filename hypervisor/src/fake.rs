@@ -5,7 +5,7 @@ mod audit;
 mod running;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::vec::Vec;
 
@@ -80,6 +80,7 @@ pub struct Fake {
     /// Of all vCPUs.
     pub affinity: Mutex<Affinity>,
     pub policy: Mutex<CpuPolicy>,
+    pub tsc_mode: AtomicU32,
     pub state: Mutex<Vec<u8>>,
     /// The record of the registers of every domain's vCPU 1, with its descriptor.
     pub cpu_record: Mutex<Vec<u8>>,
@@ -100,6 +101,7 @@ impl Default for Fake {
             ratelimit: Mutex::new(Nanos::from_micros(1000)),
             affinity: Mutex::new(Affinity::ANY),
             policy: Mutex::default(),
+            tsc_mode: AtomicU32::default(),
             state: Mutex::new(vec![7; 40]),
             cpu_record: Mutex::default(),
         }
@@ -314,6 +316,15 @@ impl Machine for Fake {
             return Err(Refused::leaf(Errno::ERANGE, bad.leaf, bad.subleaf));
         }
         *self.policy.lock().unwrap() = CpuPolicy { leaves: leaves.to_vec(), msrs: msrs.to_vec() };
+        Ok(())
+    }
+
+    fn tsc_mode(&self, _domain: &Domain<Self>) -> u32 {
+        self.tsc_mode.load(Ordering::Relaxed)
+    }
+
+    fn set_tsc_mode(&self, _domain: &Domain<Self>, mode: u32) -> Result<(), Errno> {
+        self.tsc_mode.store(mode, Ordering::Relaxed);
         Ok(())
     }
 

@@ -235,6 +235,12 @@ pub trait Machine: Sized + Send + Sync + 'static {
     /// Gives a domain that has never run another policy.
     fn set_policy(&self, domain: &Domain<Self>, leaves: &[CpuidLeaf], msrs: &[MsrEntry]) -> Result<(), Refused>;
 
+    /// What the domain is told of its TSC: `XEN_CPUID_TSC_MODE_*`.
+    fn tsc_mode(&self, domain: &Domain<Self>) -> u32;
+
+    /// EEXIST once the domain has run.
+    fn set_tsc_mode(&self, domain: &Domain<Self>, mode: u32) -> Result<(), Errno>;
+
     /// The state of a domain's vCPUs and virtual devices as `hvm/save.h` has it, or the one record of this kind and instance. All of the vCPUs are
     /// held; `context` is the caller's own. ENOENT for a record that there is not, ENOMEM.
     fn save(

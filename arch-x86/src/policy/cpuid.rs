@@ -256,9 +256,15 @@ impl CpuidPolicy {
         Ok(policy)
     }
 
-    /// How the domain's TSC relates to time from now on (XEN_DOMCTL_settscinfo).
-    pub fn set_tsc(&mut self, tsc: &TscInfo) {
-        self.time = time_leaves(tsc);
+    /// `XEN_CPUID_TSC_MODE_*`, as the domain sees it.
+    pub fn tsc_mode(&self) -> u32 {
+        let [[_, mode, ..], ..] = self.time;
+        mode
+    }
+
+    pub fn set_tsc_mode(&mut self, to: u32) {
+        let [[_, mode, ..], ..] = &mut self.time;
+        *mode = to;
     }
 
     /// What the guest's CPUID instruction returns.

@@ -12,7 +12,6 @@ use xen_abi::x86::{
 };
 
 use super::{Answer, another};
-use crate::control::Control;
 use crate::domain::{Domain, Privilege, hold_all, release_all};
 use crate::hypercall::Caller;
 use crate::machine::Machine;
@@ -181,18 +180,28 @@ pub(super) fn set_time_offset<M: Machine>(
 }
 
 /// XEN_DOMCTL_settscinfo: the TSC is the machine's own. EOPNOTSUPP for one that is emulated.
-pub(super) fn set_tsc_info<M: Machine>(domain: &Domain<M>, info: TscInfo) -> Result<Answer, Errno> {
-    let Control { .. } = &domain.control;
+pub(super) fn set_tsc_info<M: Machine>(
+    caller: &Caller<'_, M>,
+    domain: &Domain<M>,
+    info: TscInfo,
+) -> Result<Answer, Errno> {
     match info.tsc_mode {
-        XEN_CPUID_TSC_MODE_DEFAULT | XEN_CPUID_TSC_MODE_NEVER_EMULATE => Ok(Answer::Done),
+        XEN_CPUID_TSC_MODE_DEFAULT | XEN_CPUID_TSC_MODE_NEVER_EMULATE => {
+            caller.system.machine.set_tsc_mode(domain, info.tsc_mode)?;
+            Ok(Answer::Done)
+        }
         _ => Err(Errno::EOPNOTSUPP),
     }
 }
 
-pub(super) fn tsc_info<M: Machine>(caller: &Caller<'_, M>, op: &mut Domctl) -> Result<Answer, Errno> {
+pub(super) fn tsc_info<M: Machine>(
+    caller: &Caller<'_, M>,
+    domain: &Domain<M>,
+    op: &mut Domctl,
+) -> Result<Answer, Errno> {
     let machine = &caller.system.machine;
     op.u.set(&TscInfo {
-        tsc_mode: XEN_CPUID_TSC_MODE_DEFAULT,
+        tsc_mode: machine.tsc_mode(domain),
         gtsc_khz: machine.tsc_khz(),
         elapsed_nsec: machine.now().0,
         ..TscInfo::default()

@@ -74,8 +74,8 @@ fn serve<M: Machine>(caller: &mut Caller<'_, M>, op: &mut Domctl) -> Result<Answ
             Ok(Answer::Done)
         }
         XEN_DOMCTL_SETTIMEOFFSET => life::set_time_offset(caller, domain, op.u.get()),
-        XEN_DOMCTL_SETTSCINFO => life::set_tsc_info(domain, op.u.get()),
-        XEN_DOMCTL_GETTSCINFO => life::tsc_info(caller, op),
+        XEN_DOMCTL_SETTSCINFO => life::set_tsc_info(caller, domain, op.u.get()),
+        XEN_DOMCTL_GETTSCINFO => life::tsc_info(caller, domain, op),
         XEN_DOMCTL_GETDOMAININFO => {
             op.u.set(&describe(system, domain));
             Ok(Answer::Tell)

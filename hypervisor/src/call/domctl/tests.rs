@@ -387,3 +387,18 @@ fn registers_are_told_in_the_form_of_paravirtual_guests() {
     let request = VcpuContext { vcpu: 0, pad: 0, ctxt: GuestHandle::new(page(2)) };
     assert_eq!(domctl(&mut dom0, XEN_DOMCTL_GETVCPUCONTEXT, 0, &request).0, no(Errno::EINVAL), "its own");
 }
+
+#[test]
+fn a_domain_is_told_how_its_tsc_is_kept_but_none_is_emulated() {
+    use xen_abi::x86::{XEN_CPUID_TSC_MODE_ALWAYS_EMULATE, XEN_CPUID_TSC_MODE_NEVER_EMULATE};
+
+    let mut dom0 = dom0();
+    let id = create(&mut dom0);
+    let set = |dom0: &mut Running, tsc_mode| {
+        domctl(dom0, XEN_DOMCTL_SETTSCINFO, id, &TscInfo { tsc_mode, ..TscInfo::default() }).0
+    };
+    assert_eq!(set(&mut dom0, XEN_CPUID_TSC_MODE_NEVER_EMULATE), 0);
+    assert_eq!(set(&mut dom0, XEN_CPUID_TSC_MODE_ALWAYS_EMULATE), no(Errno::EOPNOTSUPP));
+    let (result, op) = domctl(&mut dom0, XEN_DOMCTL_GETTSCINFO, id, &TscInfo::default());
+    assert_eq!((result, op.u.get::<TscInfo>().tsc_mode), (0, XEN_CPUID_TSC_MODE_NEVER_EMULATE));
+}
