@@ -18,7 +18,7 @@ use crate::fault::{rdmsr_safe, wrmsr_safe};
 use crate::fpu;
 use crate::machine::X86;
 use crate::policy::GuestPolicy;
-use crate::policy::cpuid::{CpuidOptions, TscInfo};
+use crate::policy::cpuid::CpuidOptions;
 use crate::policy::features::{self, Feature};
 use crate::policy::system::SystemPolicies;
 
