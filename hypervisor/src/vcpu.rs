@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use mm::SharedPage;
 use mm::lock::{Lock, Rank};
-use sched::{Hold, Nanos};
+use sched::{CpuSet, Hold, Nanos};
 use spin::Once;
 use xen_abi::types::VcpuId;
 
@@ -54,6 +54,8 @@ pub struct Vcpu<M: Machine> {
     pub runstate: Lock<Runstate>,
     /// VCPUOP_register_vcpu_time_memory_area's copy of vcpu_time_info.
     pub time_area: Lock<Option<Area>>,
+    /// The hard affinity that comes back when a SCHEDOP_pin_override ends.
+    pub overridden: Lock<Option<CpuSet>>,
     pub machine: M::VcpuState,
 }
 
@@ -129,6 +131,7 @@ impl<M: Machine> Vcpu<M> {
             watchdogs: Watchdogs::default(),
             runstate: Lock::new(Rank::Sched, Runstate::default()),
             time_area: Lock::new(Rank::Sched, None),
+            overridden: Lock::new(Rank::DomainControl, None),
             machine,
         }
     }

@@ -2,6 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
+use ::sched::{Affinity, CpuId, CpuSet};
 use xen_abi::errno::Errno;
 use xen_abi::sched::*;
 
@@ -9,7 +10,7 @@ use crate::domain::shut_down;
 use crate::hypercall::{Arguments, Caller};
 use crate::machine::Machine;
 use crate::timer;
-use crate::vcpu::hold;
+use crate::vcpu::{Vcpu, hold};
 
 #[cfg(test)]
 mod tests;
@@ -115,10 +116,25 @@ fn set_watchdog<M: Machine>(caller: &mut Caller<'_, M>, request: &Watchdog) -> R
     Ok(answer)
 }
 
-/// vCPUs do not change CPUs yet, so that only the one CPU of a small machine can be asked for. EINVAL for a CPU that is not there, ENOSYS
-/// where there are several.
+/// SCHEDOP_pin_override: the vCPU runs on that CPU alone, until a negative number ends it. EINVAL for a CPU that is not there or not online.
 fn pin_override<M: Machine>(caller: &Caller<'_, M>, request: &PinOverride) -> Result<(), Errno> {
-    let Ok(cpu) = u32::try_from(request.pcpu) else { return Ok(()) };
-    let cpu = caller.system.machine.physical_cpu(cpu).filter(|cpu| cpu.online).ok_or(Errno::EINVAL)?;
-    if cpu.highest == 0 { Ok(()) } else { Err(Errno::ENOSYS) }
+    let machine = &caller.system.machine;
+    let Ok(cpu) = u32::try_from(request.pcpu) else { return end_override(machine, caller.vcpu) };
+    machine.physical_cpu(cpu).filter(|cpu| cpu.online).ok_or(Errno::EINVAL)?;
+    let mut overridden = caller.vcpu.overridden.lock();
+    let affinity = machine.affinity(caller.vcpu).ok_or(Errno::ESRCH)?;
+    let only = CpuSet::of(CpuId(cpu));
+    machine.set_affinity(caller.vcpu, Affinity { hard: only, ..affinity })?;
+    overridden.get_or_insert(affinity.hard);
+    Ok(())
+}
+
+/// Gives a vCPU back the hard affinity that it had before its SCHEDOP_pin_override, if there was one.
+pub(crate) fn end_override<M: Machine>(machine: &M, vcpu: &Vcpu<M>) -> Result<(), Errno> {
+    let mut overridden = vcpu.overridden.lock();
+    let Some(hard) = *overridden else { return Ok(()) };
+    let affinity = machine.affinity(vcpu).ok_or(Errno::ESRCH)?;
+    machine.set_affinity(vcpu, Affinity { hard, ..affinity })?;
+    *overridden = None;
+    Ok(())
 }

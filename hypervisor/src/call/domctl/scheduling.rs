@@ -6,6 +6,7 @@ use xen_abi::errno::Errno;
 use xen_abi::types::VcpuId;
 
 use super::{Answer, read_cpus, write_cpus, write_nodes};
+use crate::call::sched::end_override;
 use crate::domain::Domain;
 use crate::hypercall::Caller;
 use crate::machine::Machine;
@@ -35,7 +36,8 @@ fn asked_for<'a, M: Machine>(domain: &'a Domain<M>, request: &VcpuAffinity) -> R
     if domain.control.is_admitted() { Ok(vcpu) } else { Err(Errno::ESRCH) }
 }
 
-/// XEN_DOMCTL_setvcpuaffinity; the caller's sets become what came of it. EINVAL for a set without a CPU that there is.
+/// XEN_DOMCTL_setvcpuaffinity; the caller's sets become what came of it. EINVAL for a set without a CPU that there is, EBUSY for the hard set of a
+/// vCPU that has a SCHEDOP_pin_override, unless XEN_VCPUAFFINITY_FORCE ends that.
 pub(super) fn set_affinity<M: Machine>(
     caller: &mut Caller<'_, M>,
     domain: &Domain<M>,
@@ -43,6 +45,12 @@ pub(super) fn set_affinity<M: Machine>(
 ) -> Result<Answer, Errno> {
     let vcpu = asked_for(domain, &request)?;
     let machine = &caller.system.machine;
+    if request.flags & XEN_VCPUAFFINITY_FORCE != 0 {
+        end_override(machine, vcpu)?;
+    }
+    if request.flags & XEN_VCPUAFFINITY_HARD != 0 && vcpu.overridden.lock().is_some() {
+        return Err(Errno::EBUSY);
+    }
     let count = cpus(machine);
     let there = CpuSet::first_of_all(count as usize);
     let mut affinity = machine.affinity(vcpu).ok_or(Errno::ESRCH)?;

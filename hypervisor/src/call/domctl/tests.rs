@@ -335,6 +335,27 @@ fn affinities_are_sets_of_the_cpus_that_there_are() {
 }
 
 #[test]
+fn a_vcpu_that_chose_its_cpu_is_pinned_only_by_force() {
+    use xen_abi::numbers::SCHED_OP;
+    use xen_abi::sched::{PinOverride, SCHEDOP_PIN_OVERRIDE};
+
+    let mut dom0 = dom0();
+    dom0.domain.control.admit();
+    dom0.poke(page(2), &PinOverride { pcpu: 0 });
+    assert_eq!(dom0.call(SCHED_OP, &[SCHEDOP_PIN_OVERRIDE.into(), page(2)]).0, 0);
+    let map = Bitmap { bitmap: GuestHandle::new(page(3)), nr_bits: 8, ..Bitmap::default() };
+    dom0.poke(page(3), &[1u8; 8]);
+    let set = |dom0: &mut Running, flags| {
+        let request = VcpuAffinity { flags, cpumap_hard: map, cpumap_soft: map, ..VcpuAffinity::default() };
+        domctl(dom0, XEN_DOMCTL_SETVCPUAFFINITY, 0, &request).0
+    };
+    assert_eq!(set(&mut dom0, XEN_VCPUAFFINITY_HARD), no(Errno::EBUSY));
+    assert_eq!(set(&mut dom0, XEN_VCPUAFFINITY_SOFT), 0);
+    assert_eq!(set(&mut dom0, XEN_VCPUAFFINITY_HARD | XEN_VCPUAFFINITY_FORCE), 0);
+    assert_eq!(set(&mut dom0, XEN_VCPUAFFINITY_HARD), 0);
+}
+
+#[test]
 fn weight_and_cap_are_what_was_set() {
     let mut dom0 = dom0();
     let id = create(&mut dom0);

@@ -233,10 +233,22 @@ fn a_watchdog_that_is_ended_does_nothing() {
 }
 
 #[test]
-fn the_only_cpu_can_be_asked_for() {
+fn an_override_of_the_affinity_lasts_until_it_is_ended() {
     let mut dom0 = guest();
-    for (pcpu, result) in [(0, 0), (-1, 0), (1, no(Errno::EINVAL)), (i32::MAX, no(Errno::EINVAL))] {
-        assert_eq!(dom0.op(SCHED_OP, SCHEDOP_PIN_OVERRIDE, &mut PinOverride { pcpu }), result);
+    let before = *dom0.system.machine.affinity.lock().unwrap();
+    let only = CpuSet::of(CpuId(0));
+    assert_ne!(before.hard, only);
+    for (pcpu, result, hard) in [
+        (-1, 0, before.hard),
+        (1, no(Errno::EINVAL), before.hard),
+        (0, 0, only),
+        (0, 0, only),
+        (i32::MAX, no(Errno::EINVAL), only),
+        (-1, 0, before.hard),
+        (-1, 0, before.hard),
+    ] {
+        assert_eq!(dom0.op(SCHED_OP, SCHEDOP_PIN_OVERRIDE, &mut PinOverride { pcpu }), result, "{pcpu}");
+        assert_eq!(*dom0.system.machine.affinity.lock().unwrap(), Affinity { hard, ..before }, "{pcpu}");
     }
     let other = fake::add_domain(dom0.system, 5, 16);
     let mut other = Running::new(dom0.system, &other);
