@@ -25,3 +25,11 @@ works() { # name, command
     shift
     check "$name" "$("$@" >/tmp/said 2>&1 && echo yes)" "$(tail -n 5 /tmp/said)"
 }
+is_free() { # MiB
+    after=$(free_memory)
+    [ "$after" = $1 ]
+}
+gives_back() { # what, and how many MiB are to be free: a toolstack destroys a domain in the background, and forgets its name before
+    wait_for 60 is_free $2
+    check "$1 memory is free" "$([ "$after" = $2 ] && echo yes)" "$2 MiB before, $after MiB after"
+}

@@ -10,7 +10,5 @@ for text in 'Reading (xen/xvda)/boot/grub/grub.cfg' 'The menu of this disk' 'GRU
 done
 works "xl shutdown" xl shutdown -w grub
 works "it is gone" wait_for 30 is_gone grub
-sleep 1
-after=$(free_memory)
-check "its memory is free" "$([ "$before" = "$after" ] && echo yes)" "$before MiB before, $after MiB after"
+gives_back its $before
 xl dmesg | tail -n 5
