@@ -8,7 +8,9 @@ use tests_qemu::hypercall::grant_op;
 use tests_qemu::memory::{self, add_to_physmap, gfn, reserve};
 use tests_qemu::tests::Tests;
 use tests_qemu::{cpu, say};
+use xen_abi::errno::Errno;
 use xen_abi::grant::*;
+use xen_abi::handle::GuestHandle;
 use xen_abi::memory::{XENMAPSPACE_GRANT_TABLE, XENMEM_DECREASE_RESERVATION};
 use xen_abi::types::{DomainId, GrantRef};
 
@@ -72,6 +74,27 @@ fn main(t: &mut Tests) {
     mapping(t, &table);
     refusals(t, &table);
     copying(t, &table);
+    listing(t, &table);
+}
+
+/// A table's frames are listed where they were placed. A translated domain's status frames are not listed: it places them itself.
+fn listing(t: &mut Tests, table: &Table) {
+    let list = memory::page();
+    let setup = |nr_frames| {
+        cpu::write64(list, 7);
+        cpu::write64(list + 8, 7);
+        let frame_list = GuestHandle::new(list);
+        let mut op = [SetupTable { dom: DomainId::SELF, nr_frames, frame_list, status: 99, ..Default::default() }];
+        let result = grant_op(GNTTABOP_SETUP_TABLE, &mut op);
+        (result, op[0].status, cpu::read64(list), cpu::read64(list + 8))
+    };
+    t.equal("one frame is listed", setup(1), (0, GNTST_OKAY, gfn(table.entries), 7));
+    t.equal("one that is nowhere", setup(2), (0, GNTST_OKAY, gfn(table.entries), u64::MAX));
+    t.equal("too many frames", setup(100_000), (0, GNTST_GENERAL_ERROR, 7, 7));
+    let mut version = [SetVersion { version: 2 }];
+    t.returns("version 2", grant_op(GNTTABOP_SET_VERSION, &mut version), 0);
+    let op = GetStatusFrames { nr_frames: 1, dom: DomainId::SELF, status: 99, frame_list: GuestHandle::new(list) };
+    t.returns("status frames", grant_op(GNTTABOP_GET_STATUS_FRAMES, &mut [op]), Errno::ENOSYS.as_return());
 }
 
 /// Each page is mapped once: Xen takes a page that its owner maps by a grant away from where it was.
