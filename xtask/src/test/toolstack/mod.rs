@@ -30,8 +30,12 @@ struct Setup {
     memory_mib: u32,
     /// CHECK lines that there are at least, of domains and of the script.
     checks: usize,
+    /// Seconds in QEMU.
     limit: u64,
 }
+
+/// How much more time Bochs gets than QEMU.
+const IN_BOCHS: u64 = 4;
 
 const CREATE: Setup = Setup {
     script: "toolstack_create",
@@ -52,22 +56,15 @@ const GRUB_PVH: Setup = Setup {
 };
 
 const FOUR_GUESTS: Setup = Setup {
-    script: "toolstack_four_guests",
-    args: "",
+    script: "toolstack_guests",
+    args: "corten.guests=4",
     disk: Disk { partitions: &[128, 384, 128], ..toolstack::EXAMPLE_DISK },
     memory_mib: 2048,
     checks: 4 * 4 + 8,
     limit: 600,
 };
 
-const TWO_GUESTS: Setup = Setup {
-    script: "toolstack_two_guests",
-    args: "",
-    disk: Disk { partitions: &[256, 384, 256], ..toolstack::EXAMPLE_DISK },
-    memory_mib: 2048,
-    checks: 2 * 5 + 9,
-    limit: 1200,
-};
+const TWO_GUESTS: Setup = Setup { args: "corten.guests=2", checks: 2 * 2 + 6, ..FOUR_GUESTS };
 
 const OWN_TESTS: Setup = Setup { script: "toolstack_own_tests", checks: 4, limit: 400, ..CREATE };
 const RECORD: Setup = Setup { script: "toolstack_record", checks: 0, limit: 600, ..CREATE };
@@ -91,51 +88,49 @@ pub fn cases() -> Vec<Case> {
         engines: |engine| matches!(engine, Engine::Bochs(_)),
         ..case
     };
-    let own = || case("toolstack_own_tests", OWN_TESTS, "Xen's own tests out of xen-utils pass", true);
-    let compare = || Case {
-        run: Box::new(compare),
-        ..case("toolstack_compare", RECORD, "xl and its kin say what they say on Xen 4.20", true)
+    let cases = || {
+        vec![
+            case(
+                "toolstack_create",
+                CREATE,
+                "xl makes a Debian domain with disks and a network, and ends it without a trace",
+                true,
+            ),
+            case("toolstack_create_12", CREATE_DEBIAN12, "the same with the kernel of Debian 12", false),
+            case(
+                "toolstack_grub_pvh",
+                GRUB_PVH,
+                "Debian's GRUB, a 32-bit guest, shows the menu of its disk and starts Debian from it",
+                true,
+            ),
+            case("toolstack_shim", SHIM, "Debian's kernel as a PV guest in a PVH domain, by Xen's shim", false),
+            case("toolstack_own_tests", OWN_TESTS, "Xen's own tests out of xen-utils pass", true),
+            Case {
+                run: Box::new(compare),
+                ..case("toolstack_compare", RECORD, "xl and its kin say what they say on Xen 4.20", true)
+            },
+            Case {
+                on_xen: false,
+                ..case(
+                    "toolstack_cycles",
+                    CYCLES,
+                    "ten domains made and ended by xl, half of them killed while they boot",
+                    true,
+                )
+            },
+        ]
     };
-    vec![
-        case(
-            "toolstack_create",
-            CREATE,
-            "xl makes a Debian domain with disks and a network, and ends it without a trace",
-            true,
-        ),
-        case("toolstack_create_12", CREATE_DEBIAN12, "the same with the kernel of Debian 12", false),
-        case(
-            "toolstack_grub_pvh",
-            GRUB_PVH,
-            "Debian's GRUB, a 32-bit guest, shows the menu of its disk and starts Debian from it",
-            true,
-        ),
+    let long = vec![
         case(
             "toolstack_four_guests",
             FOUR_GUESTS,
             "four domains at once work on their disks and send one another what they wrote",
             false,
         ),
-        Case {
-            engines: |_| true,
-            ..case("toolstack_two_guests", TWO_GUESTS, "two domains at once, in Bochs too", false)
-        },
-        case("toolstack_shim", SHIM, "Debian's kernel as a PV guest in a PVH domain, by Xen's shim", false),
-        own(),
-        in_bochs(own()),
-        compare(),
-        in_bochs(compare()),
-        Case {
-            on_xen: false,
-            ..case(
-                "toolstack_cycles",
-                CYCLES,
-                "ten domains made and ended by xl, half of them killed while they boot",
-                true,
-            )
-        },
+        Case { about: "two of them in Bochs", ..in_bochs(case("toolstack_two_guests", TWO_GUESTS, "", false)) },
         Case { on_xen: false, ..case("toolstack_long_cycles", LONG_CYCLES, "the same two hundred times", false) },
-    ]
+    ];
+    cases().into_iter().chain(long).chain(cases().into_iter().map(in_bochs)).collect()
 }
 
 /// Fetches and makes what a boot with the toolstack needs.
@@ -157,7 +152,7 @@ fn boot(context: &Context<'_>, setup: Setup) -> Result<Run> {
         modules: vec![module(&toolstack::dom0()?.kernel, &args), module(&toolstack::initramfs_path()?, "")],
         memory_mib: setup.memory_mib,
         disk: Some(disk.clone()),
-        limit: setup.limit,
+        limit: if matches!(context.engine, Engine::Bochs(_)) { setup.limit * IN_BOCHS } else { setup.limit },
         ..Boot::default()
     };
     let run = context.boot("run", boot)?;

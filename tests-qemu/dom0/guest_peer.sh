@@ -1,9 +1,12 @@
-# One of four domains that work beside one another: corten.four=N says which.
+# One of corten.peers=N domains that work beside one another: corten.peer=N says which.
 . /scripts/lib
 for word in $(cat /proc/cmdline); do
-    case $word in corten.four=*) own=${word#*=} ;; esac
+    case $word in
+    corten.peer=*) own=${word#*=} ;;
+    corten.peers=*) peers=${word#*=} ;;
+    esac
 done
-others=$(seq 4 | grep -v $own)
+others=$(seq $peers | grep -v $own)
 # 1 MiB without repetition, behind a line that says whose it is.
 seq -w 1000000 9999999 | head -c 1048544 >/tmp/block
 data() { # MiB
