@@ -1,6 +1,6 @@
 # Brings Debian's Xen toolstack up in Dom0: its modules and daemons, the bridge, and the example domain's disk.
 export PATH=/usr/sbin:/usr/bin:/bin
-load xen_evtchn xen_gntdev xen_gntalloc xen_privcmd xenfs xen_blkback xen_netback bridge tun loop ext4 ahci ata_piix sd_mod
+load xen_evtchn xen_gntdev xen_gntalloc xen_privcmd xenfs xen_blkback xen_netback bridge tun loop ext4 ahci nvme ata_piix sd_mod
 mount -t tmpfs run /run
 mkdir -p /run/lock /run/xen /run/xenstored
 # The hotplug scripts lock by these.

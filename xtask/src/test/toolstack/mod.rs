@@ -27,6 +27,8 @@ struct Setup {
     /// What Dom0's kernel is told beside that.
     args: &'static str,
     disk: Disk<'static>,
+    /// The disk is an NVMe one, which only QEMU has.
+    on_nvme: bool,
     memory_mib: u32,
     /// CHECK lines that there are at least, of domains and of the script.
     checks: usize,
@@ -41,12 +43,15 @@ const CREATE: Setup = Setup {
     script: "toolstack_create",
     args: "",
     disk: toolstack::EXAMPLE_DISK,
+    on_nvme: false,
     memory_mib: toolstack::MEMORY_MIB,
     checks: 7 + 10,
     limit: 400,
 };
 
 const CREATE_DEBIAN12: Setup = Setup { disk: Disk { suite: "bookworm", ..toolstack::EXAMPLE_DISK }, ..CREATE };
+
+const ON_NVME: Setup = Setup { on_nvme: true, ..CREATE };
 
 const GRUB_PVH: Setup = Setup {
     script: "toolstack_grub_pvh",
@@ -59,6 +64,7 @@ const FOUR_GUESTS: Setup = Setup {
     script: "toolstack_guests",
     args: "corten.guests=4",
     disk: Disk { partitions: &[128, 384, 128], ..toolstack::EXAMPLE_DISK },
+    on_nvme: false,
     memory_mib: 2048,
     checks: 4 * 4 + 8,
     limit: 600,
@@ -121,6 +127,7 @@ pub fn cases() -> Vec<Case> {
         ]
     };
     let long = vec![
+        case("toolstack_nvme", ON_NVME, "a domain whose disk is a partition of an NVMe disk", false),
         case(
             "toolstack_four_guests",
             FOUR_GUESTS,
@@ -147,11 +154,14 @@ fn boot(context: &Context<'_>, setup: Setup) -> Result<Run> {
     setup.disk.write(&disk)?;
     let Setup { script, args, .. } = setup;
     let args = format!("{} {} {args} corten.run={script}", dom0::KERNEL_ARGS, toolstack::KERNEL_ARGS);
+    let drive = format!("file={},format=raw,if=none,id=example", disk.display());
+    let nvme = ["-drive", &drive, "-device", "nvme,serial=corten,drive=example"].map(String::from);
     let boot = Boot {
         corten_args: toolstack::DOM0_MEMORY.into(),
         modules: vec![module(&toolstack::dom0()?.kernel, &args), module(&toolstack::initramfs_path()?, "")],
         memory_mib: setup.memory_mib,
-        disk: Some(disk.clone()),
+        disk: (!setup.on_nvme).then(|| disk.clone()),
+        devices: if setup.on_nvme { nvme.into() } else { Vec::new() },
         limit: if matches!(context.engine, Engine::Bochs(_)) { setup.limit * IN_BOCHS } else { setup.limit },
         ..Boot::default()
     };
