@@ -84,6 +84,8 @@ pub fn build<'a>(
     }
     .place(&mut share)?;
     let p2m = P2m::new(ready.engine.format(), system.memory, id).map_err(|why| format!("its page tables: {why:?}"))?;
+    // A guest that moves its pages far apart runs into this, before others lack memory.
+    p2m.set_table_limit(overhead / PAGE);
     let mut memory = Populated::new(p2m, &share.ram)
         .map_err(|why| format!("memory={}: there is not as much free ({why:?}); lower it", Size(spec.memory)))?;
     let start = placed.write(&mut memory, &share)?;

@@ -2,7 +2,6 @@
 
 use hypervisor::domain::Domain;
 use hypervisor::machine::PowerAction;
-use hypervisor::system::System;
 use mm::HostPhys;
 use spin::Once;
 use xen_abi::sched::*;
@@ -76,13 +75,6 @@ pub fn domain_stopped(machine: &X86, domain: &Domain<X86>, reason: u32) {
             stop(machine, PowerAction::Halt)
         }
         _ => stop(machine, PowerAction::Reboot),
-    }
-}
-
-/// Stops a domain that cannot go on.
-pub fn crash(system: &System<X86>, domain: &Domain<X86>) {
-    if domain.begin_shutdown(SHUTDOWN_CRASH) {
-        domain_stopped(&system.machine, domain, SHUTDOWN_CRASH);
     }
 }
 

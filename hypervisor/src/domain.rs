@@ -9,7 +9,8 @@ use mm::addr::Gfn;
 use mm::p2m::P2m;
 use xen_abi::errno::Errno;
 use xen_abi::event::VIRQ_DOM_EXC;
-use xen_abi::sched::SHUTDOWN_POWEROFF;
+use xen_abi::hvm::HVM_PARAM_TRIPLE_FAULT_REASON;
+use xen_abi::sched::{SHUTDOWN_CRASH, SHUTDOWN_POWEROFF};
 use xen_abi::types::{DomainId, VcpuId};
 
 use crate::console::DebugConsole;
@@ -228,6 +229,12 @@ pub fn shut_down<M: Machine>(system: &System<M>, domain: &Domain<M>, reason: u8)
             event::send_global_virq(system, VIRQ_DOM_EXC);
         }
     }
+}
+
+/// A vCPU's triple fault shuts its domain down for the reason that its parameter says: a reboot, if the toolstack wants nothing else.
+pub fn triple_fault<M: Machine>(system: &System<M>, domain: &Domain<M>) {
+    let reason = domain.params.get(HVM_PARAM_TRIPLE_FAULT_REASON).and_then(|reason| u8::try_from(reason).ok());
+    shut_down(system, domain, reason.unwrap_or(SHUTDOWN_CRASH as u8));
 }
 
 /// Takes a vCPU down. Without its last one a domain is off.

@@ -66,6 +66,8 @@ pub struct Fake {
     pub flushes: AtomicUsize,
     /// System time in nanoseconds.
     pub now: AtomicU64,
+    /// What passes with every look at the clock.
+    pub step: AtomicU64,
     /// An interrupt waits.
     pub interrupt: AtomicBool,
     /// Changes of a timer are not worth a word.
@@ -91,6 +93,7 @@ impl Default for Fake {
         Fake {
             flushes: AtomicUsize::new(0),
             now: AtomicU64::new(1_000_000_000),
+            step: AtomicU64::new(0),
             interrupt: AtomicBool::new(false),
             told: Mutex::default(),
             written: Mutex::default(),
@@ -133,7 +136,7 @@ impl Machine for Fake {
     type Context = Context;
 
     fn now(&self) -> Nanos {
-        Nanos(self.now.load(Ordering::Relaxed))
+        Nanos(self.now.fetch_add(self.step.load(Ordering::Relaxed), Ordering::Relaxed))
     }
 
     fn clock_scale(&self) -> ClockScale {

@@ -2,6 +2,9 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use xen_abi::hvm::HVM_PARAM_TRIPLE_FAULT_REASON;
+use xen_abi::sched::SHUTDOWN_REBOOT;
+
 /// Number of parameters of Xen 4.20 (HVM_NR_PARAMS).
 pub const COUNT: usize = 39;
 
@@ -10,7 +13,10 @@ pub struct Params([AtomicU64; COUNT]);
 
 impl Default for Params {
     fn default() -> Self {
-        Params([const { AtomicU64::new(0) }; COUNT])
+        let params = Params([const { AtomicU64::new(0) }; COUNT]);
+        // A kernel that knows no other way resets the machine like that.
+        let _ = params.set(HVM_PARAM_TRIPLE_FAULT_REASON, SHUTDOWN_REBOOT.into());
+        params
     }
 }
 

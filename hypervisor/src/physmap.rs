@@ -4,13 +4,12 @@
 //! what was there at that very moment, so of several who empty the same one, one has the frame; and the frame is anybody's only
 //! when no CPU sees it any more.
 
-use core::ops::ControlFlow;
 use core::sync::atomic::Ordering;
 
 use arrayvec::ArrayVec;
 use mm::addr::{Gfn, Mfn, PageSize};
 use mm::table::{Mapping, MemoryType, PageKind};
-use mm::{Flush, FrameKind};
+use mm::{Extent, Flush, FrameKind};
 use xen_abi::errno::Errno;
 
 use crate::domain::Domain;
@@ -206,14 +205,21 @@ pub fn populate<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, or
 }
 
 fn give_new<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, order: u8) -> Result<(), Errno> {
-    system.draw_on_claim(domain, 1u64.wrapping_shl(order.into()))?;
-    let mfn = system.memory.allocate(order, None)?.scrub().give_to(domain.id);
-    let filled = fill(system, domain, gfn, mfn, 1u64.wrapping_shl(order.into()));
-    if filled.is_err() {
-        let freed = system.memory.free_owned(mfn, order, domain.id);
-        debug_assert_eq!(freed, Ok(()), "nobody has seen it");
+    let frames = 1u64.wrapping_shl(order.into());
+    let claimed = system.draw_on_claim(domain, frames)?;
+    let given = system.memory.allocate(order, None).map_err(Errno::from).and_then(|block| {
+        let mfn = block.scrub().give_to(domain.id);
+        let filled = fill(system, domain, gfn, mfn, frames);
+        if filled.is_err() {
+            let freed = system.memory.free_owned(mfn, order, domain.id);
+            debug_assert_eq!(freed, Ok(()), "nobody has seen it");
+        }
+        filled
+    });
+    if given.is_err() {
+        system.restore_claim(domain, claimed);
     }
-    filled
+    given
 }
 
 /// Frames of a one-to-one domain come back to where they were.
@@ -290,24 +296,34 @@ fn copy_over<M: Machine>(system: &System<M>, domain: &Domain<M>, from: Mfn, to: 
     Ok(system.memory.window().copy_frame(from, Mfn(to.0))?)
 }
 
-/// Takes a domain's address space apart, about `budget` pages at a time; true when it is empty. Nothing walks it any more; grants are
-/// let go by their handles.
-pub fn relinquish<M: Machine>(system: &System<M>, domain: &Domain<M>, budget: u64) -> bool {
+/// Takes a domain's address space apart from `at` on, about `budget` pages at a time; true when nothing is left there. Nothing walks it any
+/// more; grants are let go by their handles.
+pub fn relinquish<M: Machine>(system: &System<M>, domain: &Domain<M>, at: &mut Gfn, budget: u64) -> bool {
+    const LARGE: u64 = PageSize::Size2M.frames();
     let mut left = budget;
     while left > 0 {
-        let Some(extent) = domain.p2m.next_mapped(Gfn(0)) else { return true };
-        let frames = extent.frames.min(left.max(PageSize::Size2M.frames()));
-        let removed = Changes::new(system, domain).remove_extent(extent.gfn, frames);
-        if removed.is_err() {
+        // A leaf, whole or what is left of it: its parts below are gone.
+        let Some(extent) = domain.p2m.next_mapped(*at) else { return true };
+        let Extent { gfn, frames: rest, mapping } = extent;
+        let part = rest.min(LARGE);
+        let mut changes = Changes::new(system, domain);
+        let gone = match changes.remove_extent(gfn, part) {
+            Ok(()) => part,
+            // There is no table to split it by.
+            Err(Errno::ENOMEM) if changes.remove_page(gfn, mapping.size).is_ok() => rest,
             // Nothing that must be given back: a device, a grant.
-            match domain.p2m.unmap(extent.gfn, 1) {
-                Ok(flush) => system.machine.flush(domain, flush),
+            Err(_) => match domain.p2m.unmap(gfn, rest) {
+                Ok(flush) => {
+                    system.machine.flush(domain, flush);
+                    rest
+                }
                 Err(_) => return false,
-            }
-        }
-        left = left.saturating_sub(frames);
+            },
+        };
+        *at = Gfn(gfn.0.saturating_add(gone));
+        left = left.saturating_sub(gone);
     }
-    matches!(domain.p2m.visit(Gfn(0), u64::MAX, ControlFlow::Break), ControlFlow::Continue(()))
+    false
 }
 
 #[cfg(test)]

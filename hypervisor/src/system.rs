@@ -158,12 +158,12 @@ impl<M: Machine> System<M> {
         self.claimed.store(self.claimed().saturating_sub(own), Ordering::Relaxed);
     }
 
-    /// The domain gets `frames` more: out of its claim, as far as that goes, otherwise out of what nobody claims. ENOMEM if there is too
-    /// little of that.
-    pub(crate) fn draw_on_claim(&self, domain: &Domain<M>, frames: u64) -> Result<(), Errno> {
+    /// The domain gets `frames` more: out of its claim, as far as that goes, otherwise out of what nobody claims. How many were claimed;
+    /// ENOMEM if there is too little of the rest.
+    pub(crate) fn draw_on_claim(&self, domain: &Domain<M>, frames: u64) -> Result<u64, Errno> {
         // Without a claim anywhere nothing is to be kept.
         if self.claimed() == 0 {
-            return Ok(());
+            return Ok(0);
         }
         let _held = self.claims.lock();
         let own = domain.control.claim.load(Ordering::Relaxed);
@@ -174,6 +174,16 @@ impl<M: Machine> System<M> {
         }
         domain.control.claim.store(own.saturating_sub(covered), Ordering::Relaxed);
         self.claimed.store(self.claimed().saturating_sub(covered), Ordering::Relaxed);
-        Ok(())
+        Ok(covered)
+    }
+
+    /// The domain did not get them after all.
+    pub(crate) fn restore_claim(&self, domain: &Domain<M>, covered: u64) {
+        let _held = self.claims.lock();
+        // A dying domain's claim is no more.
+        if covered != 0 && !domain.control.is_dying() {
+            domain.control.claim.fetch_add(covered, Ordering::Relaxed);
+            self.claimed.store(self.claimed().saturating_add(covered), Ordering::Relaxed);
+        }
     }
 }

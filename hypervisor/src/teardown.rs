@@ -4,6 +4,7 @@
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
+use mm::addr::Gfn;
 use sched::Nanos;
 use xen_abi::event::VIRQ_DOM_EXC;
 
@@ -19,12 +20,20 @@ const PAGES: u64 = 256;
 const MAPPINGS: usize = 16;
 
 /// How far the end of one domain is.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Teardown {
     /// No CPU has anything of its vCPUs any more.
     retired: bool,
+    /// Its address space is empty up to here.
+    gfn: Gfn,
     /// The grant mapping to go on with.
     handle: u32,
+}
+
+impl Default for Teardown {
+    fn default() -> Self {
+        Teardown { retired: false, gfn: Gfn(0), handle: 0 }
+    }
 }
 
 impl Teardown {
@@ -36,7 +45,7 @@ impl Teardown {
             }
             self.retired = true;
         }
-        if !event::close_all(system, domain, PORTS) || !physmap::relinquish(system, domain, PAGES) {
+        if !event::close_all(system, domain, PORTS) || !physmap::relinquish(system, domain, &mut self.gfn, PAGES) {
             return false;
         }
         match grant::map::release_all(&domain.grants, self.handle, MAPPINGS) {
@@ -80,7 +89,7 @@ pub fn destroy<M: Machine>(system: &System<M>, domain: &Arc<Domain<M>>) -> bool 
 pub fn bury<M: Machine>(system: &System<M>) {
     while let Some(domain) = system.next_grave() {
         // What was under way when the domain ended may have put something there since.
-        let mut last = Teardown { retired: true, handle: 0 };
+        let mut last = Teardown { retired: true, ..Teardown::default() };
         while !last.step(system, &domain) {}
         let held = domain.pages.load(Ordering::Relaxed);
         debug_assert!(domain.one_to_one || held == 0, "{held} pages of domain {} are left", domain.id.0);

@@ -55,6 +55,8 @@ pub struct P2m<F: PageFormat> {
     generation: AtomicU64,
     tables: AtomicU64,
     limit: AtomicU64,
+    /// The end of all that was ever mapped.
+    reached: AtomicU64,
     spare: Spare,
     edit: Lock<Retired>,
 }
@@ -103,6 +105,7 @@ impl<F: PageFormat> P2m<F> {
             generation: AtomicU64::new(1),
             tables: AtomicU64::new(1),
             limit: AtomicU64::new(u64::MAX),
+            reached: AtomicU64::new(0),
             spare: Spare::none(),
             edit: Lock::new(Rank::P2m, Retired { head: None, newest: 0, now: false }),
         })
@@ -148,6 +151,19 @@ impl<F: PageFormat> P2m<F> {
     /// Limits the frames that tables may take up; beyond it mapping fails with ENOMEM.
     pub fn set_table_limit(&self, frames: u64) {
         self.limit.store(frames, Ordering::Relaxed);
+    }
+
+    /// The highest gfn that has ever mapped anything.
+    pub fn highest_mapped(&self) -> Option<Gfn> {
+        self.reached.load(Ordering::Relaxed).checked_sub(1).map(Gfn)
+    }
+
+    /// Something is mapped below `end`. With the map's lock held.
+    #[inline]
+    fn reach(&self, end: u64) {
+        if end > self.reached.load(Ordering::Relaxed) {
+            self.reached.store(end, Ordering::Relaxed);
+        }
     }
 
     #[inline]
@@ -279,6 +295,7 @@ impl<F: PageFormat> P2m<F> {
         for run in runs.clone() {
             self.table_for(run.gfn, run.size.level())?;
         }
+        self.reach(range.end);
         let mut live = false;
         for run in runs {
             let level = run.size.level();

@@ -20,6 +20,7 @@ use hypervisor::runstate::State;
 use hypervisor::system::System;
 use hypervisor::vcpu::{Vcpu, hold};
 use sched::{Nanos, Rest, VcpuKey};
+use xen_abi::sched::SHUTDOWN_CRASH;
 
 use crate::context::Context;
 use crate::decode::LONGEST;
@@ -29,7 +30,7 @@ use crate::machine::X86;
 use crate::percpu::{self, PerCpu, Resident};
 use crate::policy::GuestPolicy;
 use crate::segment::SegmentRegister;
-use crate::{host, power, reap};
+use crate::{host, reap};
 
 /// How long a vCPU may keep others waiting that nobody can reach it for: the time slice.
 const GUARD: Nanos = Nanos::from_millis(1);
@@ -119,14 +120,14 @@ impl Loaded {
         if !loads {
             log::error!(target: "vcpu", "{} vCPU {}: its control structure cannot be loaded; the domain is stopped", resident.domain.name, vcpu.id.0);
             *vcpu.machine.context.lock() = Some(context);
-            power::crash(system, &resident.domain);
+            hypervisor::domain::shut_down(system, &resident.domain, SHUTDOWN_CRASH as u8);
             return None;
         }
         if !context.take_waiting(&resident.domain, resident.domain.machine.policy.settle()) {
             log::error!(target: "vcpu", "{} vCPU {}: its registers are not of its CPU policy; the domain is stopped", resident.domain.name, vcpu.id.0);
             context.engine.unload();
             *vcpu.machine.context.lock() = Some(context);
-            power::crash(system, &resident.domain);
+            hypervisor::domain::shut_down(system, &resident.domain, SHUTDOWN_CRASH as u8);
             return None;
         }
         cpu.note_domain(Some(resident.domain.id));
@@ -192,17 +193,20 @@ impl Loaded {
 }
 
 /// Takes a vCPU's registers out. They may still be in the CPU that it ran on last, which is asked for them then: it does not run the vCPU any
-/// more, and is not kept from answering by anything that this CPU has.
+/// more, and is not kept from answering by anything that this CPU has. It is asked again, as another may have taken them over meanwhile.
 pub(crate) fn registers(vcpu: &Vcpu<X86>) -> Box<Context> {
-    let mut asked = false;
+    const PATIENCE: u32 = 1 << 10;
+    let mut turn = 0u32;
     loop {
         if let Some(context) = vcpu.machine.context.lock().take() {
             return context;
         }
-        if !asked && let Some(holder) = percpu::get(vcpu.machine.place().0) {
+        if turn.is_multiple_of(PATIENCE)
+            && let Some(holder) = percpu::get(vcpu.machine.place().0)
+        {
             holder.ask_to_give_up();
-            asked = true;
         }
+        turn = turn.wrapping_add(1);
         core::hint::spin_loop();
     }
 }
@@ -237,7 +241,7 @@ impl Running<'_> {
                 }
             }
             if self.context.triple_fault {
-                self.crash("triple fault");
+                self.triple_fault();
                 return;
             }
             let exit = self.enter();
@@ -303,7 +307,7 @@ impl Running<'_> {
             }
             Exit::MachineCheck => host::machine_check(),
             Exit::NeedsCode => self.finish_exit(),
-            Exit::TripleFault => self.crash("triple fault"),
+            Exit::TripleFault => self.triple_fault(),
             Exit::Unexpected(number) => {
                 log::error!(target: "vcpu", "{}: exit {number:#x} that no guest should cause", self.domain.name);
                 self.crash("unexpected exit")
@@ -357,7 +361,15 @@ impl Running<'_> {
     fn crash(&mut self, why: &str) -> Next {
         log::error!(target: "domain", "{} (domain {}) crashed: {why} on vCPU {}", self.domain.name, self.domain.id.0, self.vcpu.id.0);
         crate::dump::vcpu(self.domain, self.context);
-        power::crash(self.system, self.domain);
+        hypervisor::domain::shut_down(self.system, self.domain, SHUTDOWN_CRASH as u8);
+        Next::Leave
+    }
+
+    #[cold]
+    fn triple_fault(&mut self) -> Next {
+        log::error!(target: "domain", "{} (domain {}): triple fault on vCPU {}", self.domain.name, self.domain.id.0, self.vcpu.id.0);
+        crate::dump::vcpu(self.domain, self.context);
+        hypervisor::domain::triple_fault(self.system, self.domain);
         Next::Leave
     }
 }

@@ -4,6 +4,7 @@ use mm::addr::Gfn;
 use mm::table::PageKind;
 use xen_abi::errno::Errno;
 use xen_abi::hvm::*;
+use xen_abi::sched::SHUTDOWN_MAX;
 use xen_abi::types::VcpuId;
 
 use crate::domain::{Callback, Domain};
@@ -132,6 +133,7 @@ fn set_param<M: Machine>(caller: &Caller<'_, M>, param: &Param) -> Result<(), Er
     let value = param.value;
     match param.index {
         HVM_PARAM_TIMER_MODE if value > HVMPTM_ONE_MISSED_TICK_PENDING => return Err(Errno::EINVAL),
+        HVM_PARAM_TRIPLE_FAULT_REASON if value > SHUTDOWN_MAX.into() => return Err(Errno::EINVAL),
         HVM_PARAM_X87_FIP_WIDTH if !matches!(value, 0 | 4 | 8) => return Err(Errno::EINVAL),
         HVM_PARAM_ALTP2M if value > XEN_ALTP2M_LIMITED => return Err(Errno::EINVAL),
         HVM_PARAM_ALTP2M if value != XEN_ALTP2M_DISABLED => return Err(Errno::EOPNOTSUPP),

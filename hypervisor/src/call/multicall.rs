@@ -1,5 +1,6 @@
 //! Multicall: many hypercalls in one. The entries are carried out in order, and each is told its own result.
 
+use sched::Nanos;
 use xen_abi::errno::Errno;
 use xen_abi::multicall::MulticallEntry;
 use xen_abi::numbers::MULTICALL;
@@ -7,18 +8,22 @@ use xen_abi::numbers::MULTICALL;
 use crate::hypercall::{Arguments, Caller, Outcome, dispatch};
 use crate::machine::Machine;
 
-/// Entries after which others get a turn.
+/// Entries, or the time that they take, after which others get a turn: one entry can be as long as a hypercall by itself.
 const TURN: u32 = 64;
+const TURN_TIME: Nanos = Nanos::from_micros(200);
 
 pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Result<Outcome, Errno> {
     let [list, count, third, fourth, fifth] = arguments;
     let count = count as u32;
     let list = caller.handle::<MulticallEntry>(list);
+    let machine = &caller.system.machine;
+    let began = machine.now();
     let mut done = 0;
     while done < count {
         let at = caller.arg_at(list, done.into())?;
+        let is_long = || machine.now().since(began) >= TURN_TIME;
         // An entry may have put the vCPU to sleep: the rest is for later.
-        if done == TURN || (done > 0 && !caller.vcpu.is_runnable()) {
+        if done == TURN || (done > 0 && (!caller.vcpu.is_runnable() || is_long())) {
             let rest = count.saturating_sub(done);
             return Ok(Outcome::Continue([at.address(), rest.into(), third, fourth, fifth]));
         }
@@ -156,6 +161,18 @@ mod tests {
         guest.vcpu().rouse();
         assert_eq!(guest.call_once(MULTICALL, [second, 1, 0, 0, 0]), Outcome::Return(0));
         assert_eq!(guest.system.machine.told(), [Told::Yield]);
+    }
+
+    #[test]
+    fn entries_that_take_long_together_let_others_run() {
+        let mut guest = guest();
+        let entries = [entry(XEN_VERSION, &[0]), entry(SCHED_OP, &[SCHEDOP_YIELD.into()])];
+        let list: Vec<u8> = entries.iter().flat_map(|entry| zerocopy::IntoBytes::as_bytes(entry).to_vec()).collect();
+        guest.poke(page(4), &*list);
+        guest.system.machine.step.store(TURN_TIME.0, Ordering::Relaxed);
+        let second = page(4) + size_of::<MulticallEntry>() as u64;
+        assert_eq!(guest.call_once(MULTICALL, [page(4), 2, 0, 0, 0]), Outcome::Continue([second, 1, 0, 0, 0]));
+        assert_eq!(guest.call_once(MULTICALL, [second, 1, 0, 0, 0]), Outcome::Return(0));
     }
 
     #[test]

@@ -29,6 +29,7 @@ impl<F: PageFormat> P2m<F> {
         if self.format.decode(entry.load(Ordering::Relaxed), 1) != Entry::Empty {
             return Err(Errno::EEXIST);
         }
+        self.reach(gfn.0.wrapping_add(1));
         entry.store(self.format.leaf(mfn, PageSize::Size4K, kind, memory), Ordering::Release);
         Ok(())
     }
@@ -70,6 +71,7 @@ impl<F: PageFormat> P2m<F> {
         agree(before.as_ref())?;
         let table = self.table_for(gfn.0, 1)?;
         let entry = self.entry(table, index(gfn.0, 1)).ok_or(Errno::EINVAL)?;
+        self.reach(gfn.0.wrapping_add(1));
         entry.store(self.format.leaf(mfn, PageSize::Size4K, kind, memory), Ordering::Release);
         Ok((before, self.finish(retired, before.is_some())))
     }

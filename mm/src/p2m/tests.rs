@@ -304,7 +304,7 @@ fn nothing_is_mapped_over_where_absence_is_asked_for() {
 }
 
 #[test]
-fn the_highest_gfn_is_found() {
+fn the_highest_gfn_that_was_ever_mapped_is_known() {
     let p2m = p2m(PageSize::Size1G, 64);
     assert_eq!(p2m.highest_mapped(), None);
     for (gfn, frames) in [(5, 1), (1 << 18, 1 << 18), (3 << 27, 7)] {
@@ -312,5 +312,7 @@ fn the_highest_gfn_is_found() {
         assert_eq!(p2m.highest_mapped(), Some(Gfn(gfn + frames - 1)));
     }
     let _ = p2m.unmap(Gfn(1 << 10), 1 << 30).unwrap();
-    assert_eq!(p2m.highest_mapped(), Some(Gfn(5)));
+    assert_eq!(p2m.highest_mapped(), Some(Gfn((3 << 27) + 6)));
+    p2m.insert(Gfn(1 << 30), Mfn(1), PageKind::Ram, WB).unwrap();
+    assert_eq!(p2m.highest_mapped(), Some(Gfn(1 << 30)));
 }

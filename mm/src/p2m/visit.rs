@@ -61,24 +61,4 @@ impl<F: PageFormat> P2m<F> {
             ControlFlow::Continue(()) => None,
         }
     }
-
-    /// The highest gfn that maps anything.
-    pub fn highest_mapped(&self) -> Option<Gfn> {
-        self.highest_in(self.root, F::LEVELS, 0)
-    }
-
-    fn highest_in(&self, table: Mfn, level: u8, base: u64) -> Option<Gfn> {
-        (0..512u64).rev().find_map(|index| {
-            let value = self.entry(table, index)?.load(Ordering::Acquire);
-            if value == 0 {
-                return None;
-            }
-            let at = base.wrapping_add(index.wrapping_mul(span(level)));
-            match self.format.decode(value, level) {
-                Entry::Leaf(_) => Some(Gfn(at.wrapping_add(span(level)).wrapping_sub(1))),
-                Entry::Table(below) if level > 1 => self.highest_in(below, level.wrapping_sub(1), at),
-                _ => None,
-            }
-        })
-    }
 }

@@ -15,6 +15,7 @@ use super::{Answer, another};
 use crate::domain::{Domain, Privilege, hold_all, release_all};
 use crate::hypercall::Caller;
 use crate::machine::Machine;
+use crate::system::System;
 use crate::teardown;
 use crate::vcpu::hold;
 use crate::wallclock;
@@ -87,7 +88,7 @@ fn check(config: &CreateDomain) -> Result<(), Errno> {
     Ok(())
 }
 
-/// XEN_DOMCTL_max_vcpus: the scheduler takes the vCPUs in. EINVAL for another number than at creation.
+/// XEN_DOMCTL_max_vcpus: the scheduler takes the vCPUs in, once. EINVAL for another number than at creation, or if the domain is dying.
 pub(super) fn max_vcpus<M: Machine>(
     caller: &Caller<'_, M>,
     domain: &Arc<Domain<M>>,
@@ -97,15 +98,25 @@ pub(super) fn max_vcpus<M: Machine>(
     if wanted.max as usize != domain.vcpus.len() {
         return Err(Errno::EINVAL);
     }
-    if !domain.control.is_admitted() {
-        let system = caller.system;
-        for vcpu in &domain.vcpus {
-            wallclock::update_vcpu_time(system, domain, vcpu);
-        }
-        system.machine.admit(domain)?;
-        domain.control.admit();
+    let control = &domain.control;
+    // Another CPU is at this, or at the domain's end, which waits for it.
+    let Some(ending) = control.take_ending() else { return Ok(Answer::Again) };
+    let admitted = match (control.is_dying(), control.is_admitted()) {
+        (true, _) => Err(Errno::EINVAL),
+        (false, true) => Ok(()),
+        (false, false) => admit(caller.system, domain),
+    };
+    control.give_ending(ending);
+    admitted.map(|()| Answer::Done)
+}
+
+fn admit<M: Machine>(system: &System<M>, domain: &Arc<Domain<M>>) -> Result<(), Errno> {
+    for vcpu in &domain.vcpus {
+        wallclock::update_vcpu_time(system, domain, vcpu);
     }
-    Ok(Answer::Done)
+    system.machine.admit(domain)?;
+    domain.control.admit();
+    Ok(())
 }
 
 /// XEN_DOMCTL_destroydomain. EINVAL for the caller's own.

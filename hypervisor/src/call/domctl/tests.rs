@@ -1,8 +1,11 @@
-use mm::addr::Gfn;
+use mm::addr::{Gfn, Mfn};
+use mm::table::{MemoryType, PageKind};
 use xen_abi::event::VIRQ_DOM_EXC;
 use xen_abi::handle::GuestHandle;
+use xen_abi::hvm::HVM_PARAM_TRIPLE_FAULT_REASON;
 use xen_abi::memory::*;
 use xen_abi::numbers::{DOMCTL, EVENT_CHANNEL_OP, MEMORY_OP};
+use xen_abi::sched::{SHUTDOWN_CRASH, SHUTDOWN_REBOOT};
 use xen_abi::types::{Bitmap, DomainId, VcpuId};
 use xen_abi::x86::{ArchDomainConfig, XEN_X86_EMU_LAPIC, XEN_X86_EMU_PIC};
 
@@ -240,6 +243,47 @@ fn destroying_takes_many_turns_and_nobody_adds_to_what_goes() {
 }
 
 #[test]
+fn a_domain_that_ends_takes_no_vcpus_in() {
+    let mut dom0 = dom0();
+    let id = create(&mut dom0);
+    let domain = dom0.system.domain(DomainId(id)).unwrap();
+    domain.control.begin_dying();
+    let vcpus = MaxVcpus { max: domain.vcpus.len() as u32 };
+    assert_eq!(domctl(&mut dom0, XEN_DOMCTL_MAX_VCPUS, id, &vcpus).0, no(Errno::EINVAL));
+}
+
+#[test]
+fn an_address_space_full_of_holes_goes_in_as_many_steps_as_it_has_pages() {
+    let mut dom0 = dom0();
+    let id = create(&mut dom0);
+    assert_eq!(domctl(&mut dom0, XEN_DOMCTL_MAX_MEM, id, &MaxMem { max_memkb: 1 << 20 }).0, 0);
+    assert_eq!(populate(&mut dom0, id, 500), 500);
+    let domain = dom0.system.domain(DomainId(id)).unwrap();
+    // A device larger than any step, and no table to split it by.
+    let _ = domain.p2m.map(Gfn(1 << 18), Mfn(1 << 18), 1 << 18, PageKind::Mmio, MemoryType::Uncacheable).unwrap();
+    domain.p2m.set_table_limit(0);
+    let mut at = Gfn(0);
+    let steps = core::iter::repeat_with(|| crate::physmap::relinquish(dom0.system, &domain, &mut at, 100));
+    assert_eq!(steps.take_while(|done| !done).count(), 6);
+    assert_eq!((at, domain.p2m.next_mapped(Gfn(0))), (Gfn(2 << 18), None));
+}
+
+#[test]
+fn a_triple_fault_is_a_reboot_unless_the_toolstack_says_otherwise() {
+    let mut dom0 = dom0();
+    let id = create(&mut dom0);
+    let domain = dom0.system.domain(DomainId(id)).unwrap();
+    for (told, reason) in [(None, SHUTDOWN_REBOOT), (Some(SHUTDOWN_CRASH), SHUTDOWN_CRASH)] {
+        if let Some(told) = told {
+            domain.params.set(HVM_PARAM_TRIPLE_FAULT_REASON, told.into());
+        }
+        crate::domain::triple_fault(dom0.system, &domain);
+        assert_eq!(domain.shutdown_reason(), Some(reason));
+        assert_eq!(domctl(&mut dom0, XEN_DOMCTL_RESUMEDOMAIN, id, &0u8).0, 0);
+    }
+}
+
+#[test]
 fn who_watches_domains_is_told_of_their_ends() {
     let mut dom0 = dom0();
     let mut bind = xen_abi::event::BindVirq { virq: VIRQ_DOM_EXC, vcpu: 0, port: Default::default() };
@@ -276,6 +320,8 @@ fn claims_keep_memory_for_a_domain() {
     assert!(populate(&mut dom0, second, 200) < 100, "what is claimed is another's");
     assert_eq!(populate(&mut dom0, first, 200), 200);
     assert_eq!(info(&mut dom0, first).outstanding_pages, free - 300);
+    assert_eq!(populate(&mut dom0, first, 200), 0, "there is something");
+    assert_eq!(info(&mut dom0, first).outstanding_pages, free - 300, "what was not given is still kept");
     assert_eq!(claim(&mut dom0, first, 0), 0);
     assert_eq!(dom0.system.claimed(), 0);
     assert!(claim(&mut dom0, second, 300) == 0 && dom0.system.claimed() > 0);

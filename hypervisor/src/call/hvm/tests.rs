@@ -78,6 +78,7 @@ fn values_that_make_no_sense_are_refused() {
     assert_eq!(set(&mut dom0, guest, HVM_PARAM_TIMER_MODE, HVMPTM_ONE_MISSED_TICK_PENDING), 0);
     assert_eq!(set(&mut dom0, guest, HVM_PARAM_TIMER_MODE, 4), no(Errno::EINVAL));
     assert_eq!(set(&mut dom0, guest, HVM_PARAM_X87_FIP_WIDTH, 3), no(Errno::EINVAL));
+    assert_eq!(set(&mut dom0, guest, HVM_PARAM_TRIPLE_FAULT_REASON, 6), no(Errno::EINVAL));
     assert_eq!(set(&mut dom0, guest, HVM_PARAM_ALTP2M, XEN_ALTP2M_DISABLED), 0);
     assert_eq!(set(&mut dom0, guest, HVM_PARAM_ALTP2M, XEN_ALTP2M_MIXED), no(Errno::EOPNOTSUPP));
     assert_eq!(set(&mut dom0, guest, HVM_PARAM_ALTP2M, 4), no(Errno::EINVAL));
