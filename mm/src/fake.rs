@@ -1,8 +1,10 @@
-//! A machine's memory on the host's heap, for tests: RAM, a page-table format, and a TLB that remembers what it should not.
+//! A machine's memory on the host's heap, for tests: RAM, a page-table format, a TLB that remembers what it should not, and a heap that
+//! runs out.
 
 #![allow(clippy::expect_used, clippy::arithmetic_side_effects, reason = "only tests run this")]
 
-use std::alloc::Layout;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use crate::addr::{Gfn, HostPhys, Mfn, PAGE_SIZE, PageSize};
@@ -129,5 +131,68 @@ impl CachingTlb {
     /// How often it was really flushed.
     pub fn flushes(&self) -> usize {
         self.flushes
+    }
+}
+
+/// The heap of tests: the host's, until a thread has made as many allocations as it may.
+struct Scarce;
+
+#[global_allocator]
+static HEAP: Scarce = Scarce;
+
+std::thread_local! {
+    /// Allocations that this thread may make yet.
+    static LEFT: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
+impl Scarce {
+    /// Whether this thread may make one more.
+    fn spend() -> bool {
+        let left = LEFT.get();
+        LEFT.set(if left == usize::MAX { left } else { left.saturating_sub(1) });
+        left > 0
+    }
+}
+
+// SAFETY: it is the host's, which keeps what `GlobalAlloc` asks for; null is how an allocator says that it has nothing.
+unsafe impl GlobalAlloc for Scarce {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as the caller promises.
+        if Self::spend() { unsafe { System.alloc(layout) } } else { std::ptr::null_mut() }
+    }
+
+    unsafe fn dealloc(&self, object: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(object, layout) }
+    }
+
+    unsafe fn realloc(&self, object: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // What shrinks leaves room for another object.
+        if new_size < layout.size() {
+            LEFT.set(LEFT.get().saturating_add(1));
+        } else if !Self::spend() {
+            return std::ptr::null_mut();
+        }
+        // SAFETY: as the caller promises.
+        unsafe { System.realloc(object, layout, new_size) }
+    }
+}
+
+/// Runs `f` while this thread may make no more than `allocations`.
+pub fn with_heap_of<R>(allocations: usize, f: impl FnOnce() -> R) -> R {
+    LEFT.set(allocations);
+    let result = f();
+    LEFT.set(usize::MAX);
+    result
+}
+
+/// Has memory run out at the first allocation of `f`, then at the second, and so on until it has all that it needs: what it said to each.
+pub fn each_failure<R, E>(mut f: impl FnMut() -> Result<R, E>) -> Vec<E> {
+    let mut errors = Vec::new();
+    loop {
+        match with_heap_of(errors.len(), &mut f) {
+            Ok(_) => return errors,
+            Err(error) => errors.push(error),
+        }
     }
 }

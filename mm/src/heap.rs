@@ -4,7 +4,7 @@
 //! once nothing is in them. Large ones are blocks of frames of their own. Until [`Heap::attach`] a small static arena serves.
 //!
 //! Running out is a null pointer here and must be an error further up: whoever allocates on a guest's behalf uses
-//! [`try_box`], [`try_arc`], [`try_vec`] and `try_reserve`.
+//! [`try_box`], [`try_arc`], [`try_vec`], [`try_concat`] and `try_reserve`.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -244,16 +244,22 @@ pub fn try_box<T>(value: T) -> Result<Box<T>, OutOfMemory> {
     }
 }
 
-/// Shares a value.
+/// Shares a value, which is no large object.
 ///
 /// Stable Rust has no `Arc` that may fail. So the room is asked for first, with a margin well beyond what the other CPUs could
-/// take before it is used.
+/// take before it is used. Of what was asked for a little is kept meanwhile, so that the arena that it is in does not go back to the
+/// free frames, which a guest might take.
 ///
 /// # Errors
 /// `OutOfMemory`; the value is gone then.
 pub fn try_arc<T>(value: T) -> Result<Arc<T>, OutOfMemory> {
     const MARGIN: usize = 16 << 10;
-    drop(try_vec::<u8>(size_of::<T>().saturating_add(align_of::<T>()).saturating_add(MARGIN))?);
+    const {
+        assert!(size_of::<T>() + align_of::<T>() + MARGIN < LARGE);
+    }
+    let mut room = try_vec::<u8>(size_of::<T>().saturating_add(align_of::<T>()).saturating_add(MARGIN))?;
+    // An object that shrinks stays where it is.
+    room.shrink_to(1);
     Ok(Arc::new(value))
 }
 
@@ -265,6 +271,18 @@ pub fn try_vec<T>(capacity: usize) -> Result<Vec<T>, OutOfMemory> {
     let mut vec = Vec::new();
     vec.try_reserve_exact(capacity).map_err(|_| OutOfMemory)?;
     Ok(vec)
+}
+
+/// The parts, one behind the other.
+///
+/// # Errors
+/// `OutOfMemory`.
+pub fn try_concat<T: Copy>(parts: &[&[T]]) -> Result<Vec<T>, OutOfMemory> {
+    let mut whole = try_vec(parts.iter().fold(0usize, |sum, part| sum.saturating_add(part.len())))?;
+    for part in parts {
+        whole.extend_from_slice(part);
+    }
+    Ok(whole)
 }
 
 #[cfg(test)]
@@ -389,10 +407,42 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_had_is_an_error() {
+        let errors = fake::each_failure(|| -> Result<(), OutOfMemory> {
+            let (boxed, shared) = (try_box(1u64)?, try_arc([2u64; 100])?);
+            assert_eq!(try_concat(&[&[*boxed], &shared[..]])?.len(), 101);
+            Ok(())
+        });
+        assert_eq!(errors, [OutOfMemory; 3]);
+    }
+
+    #[test]
+    fn room_that_shrinks_stays_in_its_arena() {
+        let (heap, memory) = heap(256);
+        // SAFETY: layouts are not empty, and objects are used with those that they were made with.
+        unsafe {
+            // No room is left in the first arena.
+            let mut small = Vec::new();
+            let free = memory.free_frames();
+            while memory.free_frames() == free {
+                small.push(heap.alloc(layout(20_000, 8)));
+            }
+            heap.dealloc(small.pop().unwrap(), layout(20_000, 8));
+            assert_eq!(memory.free_frames(), free, "an arena with nothing in it goes back");
+            let room = heap.alloc(layout(20_000, 8));
+            let with_room = memory.free_frames();
+            assert_eq!(heap.realloc(room, layout(20_000, 8), 1), room);
+            let object = heap.alloc(layout(10_000, 8));
+            assert!(!object.is_null() && with_room < free && memory.free_frames() == with_room);
+        }
+    }
+
+    #[test]
     fn values_are_boxed_and_shared() {
         assert_eq!(*try_box([7u64; 3]).unwrap(), [7; 3]);
         assert_eq!(*try_arc(String::from("x")).unwrap(), "x");
         assert!(try_vec::<u32>(10).unwrap().capacity() >= 10);
         assert_eq!(try_vec::<u64>(usize::MAX / 16).unwrap_err(), OutOfMemory);
+        assert_eq!(try_concat(&[&[1u8, 2][..], &[], &[3]]).unwrap(), [1, 2, 3]);
     }
 }

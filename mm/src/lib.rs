@@ -38,7 +38,7 @@ pub use addr::{Gfn, GuestPhys, HostPhys, Mfn, PAGE_SHIFT, PAGE_SIZE, PageSize};
 pub use frame::{FrameKind, FrameSlot, FrameState};
 pub use frames::{Clean, Dirty, Frames};
 pub use guest::GuestMemory;
-pub use heap::{Heap, try_arc, try_box, try_vec};
+pub use heap::{Heap, try_arc, try_box, try_concat, try_vec};
 pub use lock::{Lock, Rank};
 pub use memory::{FrameRef, Memory, OutOfMemory};
 pub use p2m::{Cached, Extent, Flush, P2m, P2mCache};
