@@ -43,8 +43,16 @@ pub struct Maptrack {
     /// Chunks that are spoken for.
     used: AtomicU32,
     limit: u32,
-    /// Handles that are free, a list a vCPU.
-    free: Box<[Lock<Vec<u32>>]>,
+    /// A list a vCPU.
+    free: Box<[Lock<Free>]>,
+}
+
+/// Handles that are free.
+#[derive(Default)]
+struct Free {
+    handles: Vec<u32>,
+    /// Handles that there will be when none is in use. There is room for as many: freeing never allocates.
+    most: usize,
 }
 
 struct Chunk {
@@ -59,7 +67,7 @@ impl Maptrack {
     pub(super) fn new(max_chunks: u32, vcpus: usize) -> Result<Self, Errno> {
         // Handles have 32 bits, and the highest ones are no handles.
         let limit = max_chunks.min(u32::MAX / Self::CHUNK / 2);
-        let list = || Lock::new(Rank::Grant, Vec::new());
+        let list = || Lock::new(Rank::Grant, Free::default());
         Ok(Maptrack { chunks: Once::new(), used: AtomicU32::new(0), limit, free: boxed(vcpus.max(1), list)? })
     }
 
@@ -74,7 +82,7 @@ impl Maptrack {
     }
 
     #[inline]
-    fn list(&self, vcpu: usize) -> Option<&Lock<Vec<u32>>> {
+    fn list(&self, vcpu: usize) -> Option<&Lock<Free>> {
         // A vCPU beyond the number that was announced shares the first one's.
         self.free.get(vcpu).or_else(|| self.free.first())
     }
@@ -82,10 +90,10 @@ impl Maptrack {
     /// A handle that is nobody's, to be [filled](Self::fill) or [given back](Self::give_back). `None` if there is none.
     #[inline]
     pub fn allocate(&self, vcpu: usize) -> Option<u32> {
-        if let Some(handle) = self.list(vcpu)?.lock().pop() {
+        if let Some(handle) = self.list(vcpu)?.lock().handles.pop() {
             return Some(handle);
         }
-        self.grow(vcpu).or_else(|| self.free.iter().find_map(|list| list.lock().pop()))
+        self.grow(vcpu).or_else(|| self.free.iter().find_map(|list| list.lock().handles.pop()))
     }
 
     /// A chunk more for this vCPU, and the first of its handles.
@@ -101,14 +109,17 @@ impl Maptrack {
         // Everything that can fail comes first, so that no chunk is spoken for in vain.
         let slots = boxed(Self::CHUNK as usize, || Lock::new(Rank::Grant, None)).ok()?;
         let mut list = self.list(vcpu)?.lock();
-        list.try_reserve(Self::CHUNK as usize).ok()?;
+        let most = list.most.saturating_add(Self::CHUNK as usize);
+        let more = most.saturating_sub(list.handles.len());
+        list.handles.try_reserve(more).ok()?;
         let claim = |used: u32| (used < self.limit).then_some(used.wrapping_add(1));
         let index = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).ok()?;
         let vcpu = if vcpu < self.free.len() { vcpu } else { 0 };
         chunks.get(index as usize)?.call_once(|| Chunk { vcpu, slots });
         let first = index.checked_mul(Self::CHUNK)?;
-        // The lowest comes out first. There is room for all handles of all chunks of this list: freeing never allocates.
-        list.extend((1..Self::CHUNK).rev().map(|offset| first.wrapping_add(offset)));
+        list.most = most;
+        // The lowest comes out first.
+        list.handles.extend((1..Self::CHUNK).rev().map(|offset| first.wrapping_add(offset)));
         Some(first)
     }
 
@@ -117,8 +128,8 @@ impl Maptrack {
     pub fn give_back(&self, handle: u32) {
         let Some(list) = self.chunk(handle).and_then(|chunk| self.list(chunk.vcpu)) else { return };
         let mut list = list.lock();
-        debug_assert!(list.len() < list.capacity());
-        list.push(handle);
+        debug_assert!(list.handles.len() < list.handles.capacity());
+        list.handles.push(handle);
     }
 
     /// Remembers a mapping under a handle from [`allocate`](Self::allocate).
@@ -153,5 +164,30 @@ impl Maptrack {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn freeing_a_handle_takes_no_memory() {
+        let all = Maptrack::new(4, 1).unwrap();
+        let count = 3 * Maptrack::CHUNK as usize;
+        let handles: Vec<u32> = (0..count).map(|_| all.allocate(0).unwrap()).collect();
+        mm::fake::with_heap_of(0, || handles.iter().for_each(|handle| all.give_back(*handle)));
+        let mut again: Vec<u32> = (0..count).map(|_| all.allocate(0).unwrap()).collect();
+        again.sort_unstable();
+        assert_eq!(again, handles);
+    }
+
+    #[test]
+    fn without_memory_there_is_no_handle_and_none_is_lost() {
+        let all = Maptrack::new(2, 1).unwrap();
+        let failures = mm::fake::each_failure(|| all.allocate(0).ok_or(()));
+        assert!(!failures.is_empty());
+        let more = (1..2 * Maptrack::CHUNK).filter_map(|_| all.allocate(0)).count();
+        assert_eq!((more as u32, all.allocate(0)), (2 * Maptrack::CHUNK - 1, None));
     }
 }
