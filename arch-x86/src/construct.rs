@@ -1,12 +1,12 @@
 //! What making a domain takes, whichever one it is: its kernel's first moments, its vCPUs, what they see of the machine, and its start.
 
 use alloc::borrow::Cow;
-use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::arch::x86_64::{__cpuid_count, CpuidResult};
+use core::fmt;
 use core::ops::Range;
 
 use hypervisor::build::elf::Kernel;
@@ -22,8 +22,9 @@ use hypervisor::system::System;
 use hypervisor::vcpu::{Vcpu, hold};
 use hypervisor::wallclock;
 use mm::addr::{GuestPhys, Mfn};
-use mm::{Memory, P2m, P2mCache, SharedPage};
+use mm::{Memory, OutOfMemory, P2m, P2mCache, SharedPage, try_arc, try_box, try_vec};
 use sched::{CpuSet, Terms};
+use xen_abi::errno::Errno;
 use xen_abi::memory::E820Entry;
 use xen_abi::types::{DomainId, VcpuId};
 use xen_abi::x86::{XEN_HVM_CPUID_EXT_DEST_ID, XEN_HVM_CPUID_IOMMU_MAPPINGS, XEN_HVM_CPUID_UPCALL_VECTOR};
@@ -31,12 +32,12 @@ use xen_abi::x86::{XEN_HVM_CPUID_EXT_DEST_ID, XEN_HVM_CPUID_IOMMU_MAPPINGS, XEN_
 use crate::acpi::MadeTables;
 use crate::context::{Context, SwitchedRegisters};
 use crate::devices::Devices;
-use crate::engine::{Host as EngineHost, Nested, Resources};
+use crate::engine::{Engine, Host as EngineHost, Nested, Resources};
 use crate::event::Pending;
 use crate::fpu::{self, FpuArea};
 use crate::machine::{self, Number, X86, X86Domain, X86Vcpu};
 use crate::percpu;
-use crate::policies;
+use crate::policies::{self, MachinePolicies};
 use crate::policy::GuestPolicy;
 use crate::policy::cpuid::{CpuidOptions, CpuidPolicy, Topology, TscInfo};
 use crate::policy::msr::{MsrOptions, MsrPolicy, VcpuMsrs};
@@ -152,6 +153,25 @@ pub fn memory_map(share: &Share) -> Vec<E820Entry> {
     share.map.regions().iter().map(entry).collect()
 }
 
+/// What of a domain cannot be had, and why. It is said without memory, as that may be what is lacking.
+#[derive(Clone, Copy, Debug)]
+pub struct Failure {
+    what: &'static str,
+    pub why: Errno,
+}
+
+impl Failure {
+    fn of<E: Into<Errno>>(what: &'static str) -> impl FnOnce(E) -> Failure {
+        move |why| Failure { what, why: why.into() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {:?}", self.what, self.why)
+    }
+}
+
 /// Makes the domain around an address space whose root is `root`; `p2m` gives it away once nothing can fail any more but that.
 pub fn assemble(
     memory: &'static Memory,
@@ -159,48 +179,31 @@ pub fn assemble(
     plan: Plan,
     root: Mfn,
     p2m: impl FnOnce() -> Option<P2m<Nested>>,
-) -> Result<Domain<X86>, String> {
+) -> Result<Domain<X86>, Failure> {
     let Plan { id, privilege, name, vcpus: count, .. } = plan;
     let is_control = privilege == Privilege::Control;
-    let policy = guest_policy(host, id, count, plan.tsc_mode, is_control);
-    let bitmaps = host.bitmaps(memory, &plan.devices.ports.lock(), &policy.msr).ok_or("no memory for its bitmaps")?;
-    let mut vcpus = Vec::new();
-    vcpus.try_reserve_exact(count as usize).map_err(|_| NO_MEMORY_FOR_VCPUS)?;
+    let policy = guest_policy(host, id, count, plan.tsc_mode, is_control).map_err(Failure::of("its CPU policy"))?;
+    let bitmaps = host.bitmaps(memory, &plan.devices.ports.lock(), &policy.msr);
+    let bitmaps = bitmaps.ok_or(OutOfMemory).map_err(Failure::of("its bitmaps"))?;
+    let mut vcpus = try_vec(count as usize).map_err(Failure::of("its vCPUs"))?;
     for id in 0..count {
-        let number = Number::take().ok_or("there is no VPID left for its vCPUs; give it fewer")?;
-        let (ports, msrs) = (bitmaps.ports.mfn(), bitmaps.msrs.mfn());
-        let resources = Resources { ports, msrs, root, number: number.get() };
+        let number = Number::take().ok_or(OutOfMemory).map_err(Failure::of("VPIDs for its vCPUs"))?;
+        let resources = Resources { ports: bitmaps.ports.mfn(), msrs: bitmaps.msrs.mfn(), root, number: number.get() };
         // SAFETY: the bitmaps and tables live as long as the domain, which its vCPUs are part of; the engine is on.
-        let engine = unsafe { host.vcpu(memory, resources) }.ok_or(NO_MEMORY_FOR_VCPUS)?;
-        let (vlapic, inbox) = Vlapic::new(machine::APIC_IDS_A_VCPU * id, id == 0);
-        let size = if crate::host::has_xsave() { __cpuid_count(0xd, 0).ecx as usize } else { 512 };
-        let context = Context {
-            regs: GuestRegs::default(),
-            engine,
-            pending: Pending::default(),
-            vlapic,
-            msrs: VcpuMsrs::default(),
-            xcr0: 1,
-            fpu: FpuArea::new(memory, fpu::switched_states(), size).map_err(|_| NO_MEMORY_FOR_VCPUS)?,
-            switched: SwitchedRegisters::default(),
-            seen: CpuSet::EMPTY,
-            cache: P2mCache::new(),
-            triple_fault: false,
-            waiting: Some(Box::new(CpuState::sipi(0))),
-        };
-        vcpus.push(Vcpu::new(VcpuId(id), X86Vcpu::new(inbox, number, Box::new(context))));
+        let engine = unsafe { host.vcpu(memory, resources) }.ok_or(OutOfMemory);
+        let vcpu = engine.and_then(|engine| vcpu(memory, VcpuId(id), number, engine));
+        vcpus.push(vcpu.map_err(Failure::of("its vCPUs"))?);
     }
 
-    let events =
-        EventChannels::new(id, count, plan.most_ports).map_err(|why| format!("its event channels: {why:?}"))?;
-    let grants = GrantTable::new(id, plan.grants, count as usize).map_err(|why| format!("its grant table: {why:?}"))?;
-    let shared_info = SharedPage::allocate(memory, id).map_err(|_| "no memory for shared_info")?;
+    let events = EventChannels::new(id, count, plan.most_ports).map_err(Failure::of("its event channels"))?;
+    let grants = GrantTable::new(id, plan.grants, count as usize).map_err(Failure::of("its grant table"))?;
+    let shared_info = SharedPage::allocate(memory, id).map_err(Failure::of("its shared_info"))?;
     Ok(Domain::new(Parts {
         id,
         privilege,
         name,
         vcpus,
-        p2m: p2m().ok_or("its memory is gone")?,
+        p2m: p2m().ok_or(Errno::EIO).map_err(Failure::of("its memory"))?,
         one_to_one: is_control,
         shared_info,
         events,
@@ -212,20 +215,45 @@ pub fn assemble(
     }))
 }
 
-const NO_MEMORY_FOR_VCPUS: &str = "no memory for its vCPUs";
+/// A vCPU that waits to be started.
+fn vcpu(memory: &'static Memory, id: VcpuId, number: Number, engine: Engine) -> Result<Vcpu<X86>, OutOfMemory> {
+    let (vlapic, inbox) = Vlapic::new(machine::APIC_IDS_A_VCPU * id.0, id.0 == 0);
+    let size = if crate::host::has_xsave() { __cpuid_count(0xd, 0).ecx as usize } else { 512 };
+    let context = Context {
+        regs: GuestRegs::default(),
+        engine,
+        pending: Pending::default(),
+        vlapic,
+        msrs: VcpuMsrs::default(),
+        xcr0: 1,
+        fpu: FpuArea::new(memory, fpu::switched_states(), size)?,
+        switched: SwitchedRegisters::default(),
+        seen: CpuSet::EMPTY,
+        cache: P2mCache::new(),
+        triple_fault: false,
+        waiting: Some(try_box(CpuState::sipi(0))?),
+    };
+    Ok(Vcpu::new(id, X86Vcpu::new(inbox, number, try_box(context)?)))
+}
 
 /// What the domain has before the toolstack says anything.
 #[inline(never)]
-fn guest_policy(host: EngineHost, domain: DomainId, vcpus: u32, tsc_mode: u32, is_control: bool) -> Box<GuestPolicy> {
-    policies::find(host);
-    let cpuid = cpuid_policy(host, domain, vcpus, tsc_mode);
+fn guest_policy(
+    host: EngineHost,
+    domain: DomainId,
+    vcpus: u32,
+    tsc_mode: u32,
+    is_control: bool,
+) -> Result<Arc<GuestPolicy>, OutOfMemory> {
+    let machine = policies::find(host)?;
+    let cpuid = cpuid_policy(machine, domain, vcpus, tsc_mode);
     let physical_bits = cpuid.physical_bits();
     let options = MsrOptions { hardware_domain: is_control, pat_switched: true, physical_bits };
     let msr = MsrPolicy::for_domain(policies::read_host_msr, &cpuid, &options);
-    Box::new(GuestPolicy::new(cpuid, msr))
+    try_arc(GuestPolicy::new(cpuid, msr))
 }
 
-fn cpuid_policy(host: EngineHost, domain: DomainId, vcpus: u32, tsc_mode: u32) -> CpuidPolicy {
+fn cpuid_policy(machine: &MachinePolicies, domain: DomainId, vcpus: u32, tsc_mode: u32) -> CpuidPolicy {
     let clock = machine::clock();
     let scale = clock.scale();
     CpuidPolicy::for_domain(
@@ -245,7 +273,7 @@ fn cpuid_policy(host: EngineHost, domain: DomainId, vcpus: u32, tsc_mode: u32) -
                 shift: scale.tsc_shift,
             },
             xcr0_limit: fpu::switched_states(),
-            without: &policies::withheld(host),
+            without: &machine.withheld,
             // As Xen answers where the hardware does not virtualise the local APIC; IOMMU_MAPPINGS it sets whatever IOMMU there is.
             // With EXT_DEST_ID beside it, interrupts reach more than 127 vCPUs.
             hvm_features: XEN_HVM_CPUID_IOMMU_MAPPINGS | XEN_HVM_CPUID_UPCALL_VECTOR | XEN_HVM_CPUID_EXT_DEST_ID,
@@ -281,6 +309,6 @@ pub fn start(
 fn start_first(vcpu: &Vcpu<X86>, start: &VcpuStart) -> Result<(), String> {
     let mut held = vcpu.machine.context.lock();
     let context = held.as_mut().ok_or("its first vCPU has no registers")?;
-    context.waiting = Some(Box::new(CpuState::pvh(start.eip, start.ebx)));
+    context.waiting = Some(try_box(CpuState::pvh(start.eip, start.ebx)).map_err(|_| "no memory for its registers")?);
     Ok(())
 }

@@ -291,7 +291,7 @@ fn assemble(
         max_pages: share.limit.map_or(u64::MAX, |bytes| bytes / PAGE).max(pages),
     };
     let root = p2m.root();
-    construct::assemble(system.memory, ready.engine, plan, root, move || Some(p2m))
+    construct::assemble(system.memory, ready.engine, plan, root, move || Some(p2m)).map_err(|why| why.to_string())
 }
 
 /// RAM and devices, each at its own address.

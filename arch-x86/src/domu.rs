@@ -4,6 +4,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt::Write;
 
 use hypervisor::build::dom0_mem::Size;
 use hypervisor::build::memory::Populated;
@@ -106,7 +107,8 @@ pub fn build<'a>(
         max_pages: pages,
     };
     let root = memory.p2m().map_err(|why| format!("its memory: {why:?}"))?.root();
-    let domain = construct::assemble(system.memory, ready.engine, plan, root, move || memory.into_p2m())?;
+    let domain = construct::assemble(system.memory, ready.engine, plan, root, move || memory.into_p2m())
+        .map_err(|why| why.to_string())?;
     Ok(Built { spec, domain: Arc::new(domain), start })
 }
 
@@ -119,10 +121,14 @@ pub fn create(
     config: &CreateDomain,
 ) -> Result<Domain<X86>, Errno> {
     let p2m = P2m::new(host.format(), memory, id)?;
+    let mut name = String::new();
+    name.try_reserve_exact("d65535".len()).map_err(|_| Errno::ENOMEM)?;
+    // There is room for it.
+    let _ = write!(name, "d{}", id.0);
     let plan = Plan {
         id,
         privilege,
-        name: format!("d{}", id.0),
+        name,
         vcpus: config.max_vcpus,
         tsc_mode: XEN_CPUID_TSC_MODE_DEFAULT,
         most_ports: config.max_evtchn_port,
@@ -135,7 +141,7 @@ pub fn create(
     let root = p2m.root();
     construct::assemble(memory, host, plan, root, move || Some(p2m)).map_err(|why| {
         log::warn!(target: "domain", "domain {} cannot be created: {why}", id.0);
-        Errno::ENOMEM
+        why.why
     })
 }
 

@@ -51,12 +51,12 @@ impl FpuArea {
     }
 
     /// The state, while it is not in the CPU.
-    pub fn image(&self) -> FpuImage {
+    pub fn image(&self) -> Result<FpuImage, OutOfMemory> {
         let size = if self.mask == 0 { LEGACY } else { self.size };
-        let mut bytes = alloc::vec![0; size];
-        // The area has as many.
-        let _ = self.window.copy_from(self.frames.mfn().phys(), &mut bytes);
-        FpuImage::saved(bytes)
+        FpuImage::saved(size, |bytes| {
+            // The area has as many.
+            let _ = self.window.copy_from(self.frames.mfn().phys(), bytes);
+        })
     }
 
     /// Puts another state here, which was checked. It is not in the CPU.

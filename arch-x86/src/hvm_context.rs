@@ -7,6 +7,7 @@ use core::arch::x86_64::__cpuid_count;
 use hypervisor::domain::Domain;
 use hypervisor::machine::Machine;
 use hypervisor::vcpu::{Vcpu, hold};
+use mm::{try_box, try_vec};
 use xen_abi::errno::Errno;
 use xen_abi::hvm_save::{HVM_FILE_MAGIC, HVM_FILE_VERSION, Header};
 
@@ -54,31 +55,29 @@ fn registers(context: &mut Context, caller: &mut Context) -> Result<CpuState, Er
     state
 }
 
-fn all<'a>(domain: &'a Domain<X86>, caller: &mut Context) -> Result<Vec<(Taken<'a>, CpuState)>, Errno> {
-    let mut all = Vec::new();
-    all.try_reserve_exact(domain.vcpus.len()).map_err(|_| Errno::ENOMEM)?;
+fn all<'a>(domain: &'a Domain<X86>, caller: &mut Context) -> Result<Vec<(Taken<'a>, Box<CpuState>)>, Errno> {
+    let mut all = try_vec(domain.vcpus.len())?;
     for vcpu in &domain.vcpus {
         let mut taken = Taken::take(vcpu)?;
         let context = taken.context.as_mut().ok_or(Errno::EIO)?;
         let state = registers(context, caller)?;
-        all.push((taken, state));
+        all.push((taken, try_box(state)?));
     }
     Ok(all)
 }
 
 /// The whole context (XEN_DOMCTL_gethvmcontext). The domain is another than the caller's, whose registers are `caller`, and its vCPUs are paused:
-/// EBUSY otherwise.
+/// EBUSY otherwise. ENOMEM.
 pub fn save(machine: &X86, domain: &Domain<X86>, caller: &mut Context) -> Result<Vec<u8>, Errno> {
     let policy = domain.machine.policy.now();
     let now = machine.now();
-    let mut vcpus = Vec::new();
-    vcpus.try_reserve_exact(domain.vcpus.len()).map_err(|_| Errno::ENOMEM)?;
+    let mut vcpus = try_vec(domain.vcpus.len())?;
     for (taken, cpu) in all(domain, caller)? {
         let context = taken.context.as_ref().ok_or(Errno::EIO)?;
         vcpus.push(Saved {
             is_up: taken.vcpu.is_up(),
-            cpu,
-            fpu: context.fpu.image(),
+            cpu: *cpu,
+            fpu: context.fpu.image()?,
             xcr0: context.xcr0,
             msrs: context.msrs,
             lapic: context.vlapic.save(now, &taken.vcpu.machine.inbox),
@@ -120,14 +119,14 @@ fn put(
     machine: &X86,
     vcpu: &Vcpu<X86>,
     context: &mut Context,
-    present: CpuState,
+    mut state: Box<CpuState>,
     restored: &Restored,
 ) -> Result<(), Errno> {
     let inbox = &vcpu.machine.inbox;
     if restored.cpu.is_some() || restored.pat.is_some() {
-        let mut state = restored.cpu.unwrap_or(present);
-        state.pat = restored.pat.unwrap_or(present.pat);
-        context.waiting = Some(Box::new(state));
+        let pat = restored.pat.unwrap_or(state.pat);
+        *state = CpuState { pat, ..restored.cpu.unwrap_or(*state) };
+        context.waiting = Some(state);
     }
     if restored.cpu.is_some() {
         inbox.start();

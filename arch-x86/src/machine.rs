@@ -227,7 +227,7 @@ pub struct X86Domain {
 }
 
 impl X86Domain {
-    pub fn new(policy: Box<GuestPolicy>, bitmaps: Bitmaps, devices: crate::devices::Devices) -> X86Domain {
+    pub fn new(policy: Arc<GuestPolicy>, bitmaps: Bitmaps, devices: crate::devices::Devices) -> X86Domain {
         X86Domain {
             policy: DomainPolicy::new(policy),
             bitmaps,
@@ -496,11 +496,11 @@ impl Machine for X86 {
 
     fn system_features(&self, index: u32) -> Result<Vec<u32>, Errno> {
         let features = policies::machine().ok_or(Errno::EOPNOTSUPP)?.system.features(index)?;
-        Ok(features.0.into())
+        Ok(mm::try_concat(&[&features.0])?)
     }
 
-    fn policy(&self, domain: &Domain<Self>) -> CpuPolicy {
-        domain.machine.policy.now().to_wire()
+    fn policy(&self, domain: &Domain<Self>) -> Result<CpuPolicy, Errno> {
+        Ok(domain.machine.policy.now().to_wire()?)
     }
 
     fn set_policy(&self, domain: &Domain<Self>, leaves: &[CpuidLeaf], msrs: &[MsrEntry]) -> Result<(), Refused> {

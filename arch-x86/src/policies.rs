@@ -3,12 +3,13 @@
 use core::arch::x86_64::__cpuid_count;
 
 use alloc::boxed::Box;
-use alloc::vec::Vec;
+use alloc::sync::Arc;
 
+use arrayvec::ArrayVec;
 use hypervisor::cpu_policy::Refused;
 use hypervisor::domain::Domain;
-use mm::Memory;
 use mm::lock::{Lock, Rank};
+use mm::{Memory, OutOfMemory, try_arc};
 use spin::Once;
 use xen_abi::errno::Errno;
 use xen_abi::x86::{CpuidLeaf, MsrEntry};
@@ -26,18 +27,22 @@ use crate::policy::system::SystemPolicies;
 pub struct MachinePolicies {
     pub engine: Host,
     pub system: Box<SystemPolicies>,
+    /// What no guest can have, as [`withheld`] says.
+    pub withheld: Withheld,
 }
 
 static MACHINE: Once<MachinePolicies> = Once::new();
 
 /// Asks this machine, the first time; from then on [`machine`] answers.
 #[inline(never)]
-pub fn find(engine: Host) -> &'static MachinePolicies {
-    MACHINE.call_once(|| {
+pub fn find(engine: Host) -> Result<&'static MachinePolicies, OutOfMemory> {
+    MACHINE.try_call_once(|| {
+        let withheld = withheld(engine);
         let options =
-            CpuidOptions { xcr0_limit: fpu::switched_states(), without: &withheld(engine), ..CpuidOptions::default() };
+            CpuidOptions { xcr0_limit: fpu::switched_states(), without: &withheld, ..CpuidOptions::default() };
         let cpuid = |leaf, subleaf| __cpuid_count(leaf, subleaf);
-        MachinePolicies { engine, system: SystemPolicies::new(cpuid, read_host_msr, &options) }
+        let system = SystemPolicies::new(cpuid, read_host_msr, &options)?;
+        Ok(MachinePolicies { engine, system, withheld })
     })
 }
 
@@ -46,13 +51,13 @@ pub fn machine() -> Option<&'static MachinePolicies> {
     MACHINE.get()
 }
 
+pub type Withheld = ArrayVec<Feature, 6>;
+
 /// Features of this CPU that a guest cannot have: the engine does not let them through, or the state behind them is not
 /// switched between guests.
-pub fn withheld(engine: Host) -> Vec<Feature> {
+fn withheld(engine: Host) -> Withheld {
     // IA32_SPEC_CTRL is not switched, and commands to the predictors and the cache are not passed on.
-    let mut withheld = engine.withheld();
-    withheld.extend([features::IBRSB, features::IBPB, features::L1D_FLUSH]);
-    withheld
+    engine.withheld().into_iter().chain([features::IBRSB, features::IBPB, features::L1D_FLUSH]).collect()
 }
 
 /// An MSR of this CPU, for the guests' policy.
@@ -69,12 +74,12 @@ pub fn read_host_msr(msr: u32) -> Option<u64> {
 
 /// A domain's policy: open to change until a vCPU of it first runs, and the same for good from then on. Reading it takes no lock then.
 pub struct DomainPolicy {
-    open: Lock<Box<GuestPolicy>>,
-    settled: Once<Box<GuestPolicy>>,
+    open: Lock<Arc<GuestPolicy>>,
+    settled: Once<Arc<GuestPolicy>>,
 }
 
 impl DomainPolicy {
-    pub const fn new(policy: Box<GuestPolicy>) -> DomainPolicy {
+    pub const fn new(policy: Arc<GuestPolicy>) -> DomainPolicy {
         DomainPolicy { open: Lock::new(Rank::DomainControl, policy), settled: Once::new() }
     }
 
@@ -85,14 +90,14 @@ impl DomainPolicy {
     }
 
     /// What it is now.
-    pub fn now(&self) -> Box<GuestPolicy> {
+    pub fn now(&self) -> Arc<GuestPolicy> {
         self.settled.get().cloned().unwrap_or_else(|| self.open.lock().clone())
     }
 
     /// Puts another in its place, which `change` makes of it. EEXIST once a vCPU has run.
     pub fn change(
         &self,
-        change: impl FnOnce(&GuestPolicy) -> Result<Box<GuestPolicy>, Refused>,
+        change: impl FnOnce(&GuestPolicy) -> Result<Arc<GuestPolicy>, Refused>,
     ) -> Result<(), Refused> {
         let mut open = self.open.lock();
         // Whoever settles it waits for the lock, or has been here before.
@@ -105,7 +110,7 @@ impl DomainPolicy {
 }
 
 /// Replaces a domain's policy by what the toolstack sends (XEN_DOMCTL_set_cpu_policy); see [`GuestPolicy::with`] for what is refused. EEXIST once a
-/// vCPU of it has run.
+/// vCPU of it has run, ENOMEM.
 pub fn change(
     domain: &Domain<X86>,
     memory: &'static Memory,
@@ -114,18 +119,18 @@ pub fn change(
 ) -> Result<(), Refused> {
     let machine = machine().ok_or(Errno::ENODEV)?;
     domain.machine.policy.change(|present| {
-        let policy = present.with(leaves, msrs, &machine.system.hvm_max)?;
+        let policy = try_arc(present.with(leaves, msrs, &machine.system.hvm_max)?).map_err(Errno::from)?;
         machine.engine.change_msrs(memory, &domain.machine.bitmaps, &policy.msr).ok_or(Errno::ENOMEM)?;
         Ok(policy)
     })
 }
 
-/// Changes what a domain is told of its TSC (`XEN_CPUID_TSC_MODE_*`). EEXIST once a vCPU of it has run.
+/// Changes what a domain is told of its TSC (`XEN_CPUID_TSC_MODE_*`). EEXIST once a vCPU of it has run, ENOMEM.
 pub fn change_tsc_mode(domain: &Domain<X86>, mode: u32) -> Result<(), Errno> {
     let changed = domain.machine.policy.change(|present| {
-        let mut policy = Box::new(present.clone());
+        let mut policy = present.clone();
         policy.cpuid.set_tsc_mode(mode);
-        Ok(policy)
+        Ok(try_arc(policy).map_err(Errno::from)?)
     });
     changed.map_err(|refused| refused.error)
 }
@@ -136,18 +141,27 @@ mod tests {
     use crate::policy::cpuid::CpuidPolicy;
     use crate::policy::msr::{MsrOptions, MsrPolicy};
 
-    fn policy() -> Box<GuestPolicy> {
+    fn policy() -> Arc<GuestPolicy> {
         let nothing = |_, _| core::arch::x86_64::CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 };
         let cpuid = CpuidPolicy::for_domain(nothing, &CpuidOptions::default());
         let options = MsrOptions { hardware_domain: false, pat_switched: true, physical_bits: 36 };
         let msr = MsrPolicy::for_domain(|_| None, &cpuid, &options);
-        Box::new(GuestPolicy::new(cpuid, msr))
+        Arc::new(GuestPolicy::new(cpuid, msr))
+    }
+
+    #[test]
+    fn looking_at_a_policy_and_settling_it_takes_no_memory() {
+        let domain = DomainPolicy::new(policy());
+        mm::fake::with_heap_of(0, || {
+            assert_eq!(domain.now().cr4_allowed, domain.settle().cr4_allowed);
+            assert!(Arc::ptr_eq(&domain.now(), &domain.now()));
+        });
     }
 
     #[test]
     fn a_policy_changes_until_it_is_settled() {
         let domain = DomainPolicy::new(policy());
-        let to = |cr4_allowed| move |old: &GuestPolicy| Ok(Box::new(GuestPolicy { cr4_allowed, ..old.clone() }));
+        let to = |cr4_allowed| move |old: &GuestPolicy| Ok(Arc::new(GuestPolicy { cr4_allowed, ..old.clone() }));
         assert_eq!(domain.change(to(1)), Ok(()));
         assert_eq!(domain.now().cr4_allowed, 1);
         assert_eq!(domain.change(|_| Err(Errno::EINVAL.into())), Err(Errno::EINVAL.into()));

@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use mm::{OutOfMemory, try_concat};
 use xen_abi::errno::Errno;
 use xen_abi::x86::{CpuidLeaf, MsrEntry};
 
@@ -11,10 +12,16 @@ pub const MAX_LEAVES: u32 = 14 + (6 - 1) + (3 - 1) + (2 - 1) + (63 - 1) + 2 + 34
 pub const MAX_MSRS: u32 = 2;
 
 /// A policy in the order that libxenguest writes and reads.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct CpuPolicy {
     pub leaves: Vec<CpuidLeaf>,
     pub msrs: Vec<MsrEntry>,
+}
+
+impl CpuPolicy {
+    pub fn copy(&self) -> Result<CpuPolicy, OutOfMemory> {
+        Ok(CpuPolicy { leaves: try_concat(&[&self.leaves])?, msrs: try_concat(&[&self.msrs])? })
+    }
 }
 
 /// Nothing in particular.

@@ -270,17 +270,18 @@ impl Machine for Fake {
         privilege: Privilege,
         config: &CreateDomain,
     ) -> Result<Domain<Self>, Errno> {
-        let vcpus = config.max_vcpus;
+        let mut vcpus = mm::try_vec(config.max_vcpus as usize)?;
+        vcpus.extend((0..config.max_vcpus).map(|vcpu| Vcpu::new(VcpuId(vcpu), ())));
         Ok(Domain::new(Parts {
             id,
             privilege,
-            name: "created".into(),
-            vcpus: (0..vcpus).map(|vcpu| Vcpu::new(VcpuId(vcpu), ())).collect(),
+            name: String::new(),
+            vcpus,
             p2m: P2m::new(Format::default(), memory, id)?,
             one_to_one: false,
             shared_info: SharedPage::allocate(memory, id)?,
-            events: EventChannels::new(id, vcpus, config.max_evtchn_port)?,
-            grants: GrantTable::new(id, Limits::of(config), vcpus as usize)?,
+            events: EventChannels::new(id, config.max_vcpus, config.max_evtchn_port)?,
+            grants: GrantTable::new(id, Limits::of(config), config.max_vcpus as usize)?,
             control: Control::new(config.into(), config.handle, Vec::new()),
             pages: 0,
             max_pages: 0,
@@ -303,15 +304,19 @@ impl Machine for Fake {
     }
 
     fn system_policy(&self, index: u32) -> Result<CpuPolicy, Errno> {
-        if index < 2 { Ok(self.policy.lock().unwrap().clone()) } else { Err(Errno::EINVAL) }
+        if index < 2 { Ok(self.policy.lock().unwrap().copy()?) } else { Err(Errno::EINVAL) }
     }
 
     fn system_features(&self, index: u32) -> Result<Vec<u32>, Errno> {
-        if index < 2 { Ok((index..index + 21).collect()) } else { Err(Errno::EINVAL) }
+        if index < 2 {
+            Ok(mm::try_concat(&[&core::array::from_fn::<u32, 21, _>(|at| index + at as u32)])?)
+        } else {
+            Err(Errno::EINVAL)
+        }
     }
 
-    fn policy(&self, _domain: &Domain<Self>) -> CpuPolicy {
-        self.policy.lock().unwrap().clone()
+    fn policy(&self, _domain: &Domain<Self>) -> Result<CpuPolicy, Errno> {
+        Ok(self.policy.lock().unwrap().copy()?)
     }
 
     fn set_policy(&self, _domain: &Domain<Self>, leaves: &[CpuidLeaf], msrs: &[MsrEntry]) -> Result<(), Refused> {

@@ -224,13 +224,14 @@ pub trait Machine: Sized + Send + Sync + 'static {
 
     // ---- what a domain's vCPUs are like ----
 
-    /// A policy of the machine's (`XEN_SYSCTL_CPU_POLICY_*`). EOPNOTSUPP or EINVAL for one that there is not.
+    /// A policy of the machine's (`XEN_SYSCTL_CPU_POLICY_*`). EOPNOTSUPP or EINVAL for one that there is not, ENOMEM.
     fn system_policy(&self, index: u32) -> Result<CpuPolicy, Errno>;
 
     /// The features of such a policy (`XEN_SYSCTL_CPU_FEATURESET_*`), in the words of Xen's `cpufeatureset.h`. Errors as for the policy.
     fn system_features(&self, index: u32) -> Result<Vec<u32>, Errno>;
 
-    fn policy(&self, domain: &Domain<Self>) -> CpuPolicy;
+    /// A domain's policy. ENOMEM.
+    fn policy(&self, domain: &Domain<Self>) -> Result<CpuPolicy, Errno>;
 
     /// Gives a domain that has never run another policy.
     fn set_policy(&self, domain: &Domain<Self>, leaves: &[CpuidLeaf], msrs: &[MsrEntry]) -> Result<(), Refused>;
@@ -238,7 +239,7 @@ pub trait Machine: Sized + Send + Sync + 'static {
     /// What the domain is told of its TSC: `XEN_CPUID_TSC_MODE_*`.
     fn tsc_mode(&self, domain: &Domain<Self>) -> u32;
 
-    /// EEXIST once the domain has run.
+    /// EEXIST once the domain has run, ENOMEM.
     fn set_tsc_mode(&self, domain: &Domain<Self>, mode: u32) -> Result<(), Errno>;
 
     /// The state of a domain's vCPUs and virtual devices as `hvm/save.h` has it, or the one record of this kind and instance. All of the vCPUs are

@@ -1,8 +1,8 @@
 //! The engine before there are vCPUs: which one this machine has, what it can do, and what it makes.
 
 use alloc::string::String;
-use alloc::vec::Vec;
 
+use arrayvec::ArrayVec;
 use mm::addr::Mfn;
 use mm::{Clean, Frames, Memory};
 use raw_cpuid::CpuId;
@@ -137,10 +137,10 @@ impl Host {
     }
 
     /// Features of this CPU that a guest cannot have, as the engine does not let their instructions through.
-    pub fn withheld(self) -> Vec<Feature> {
+    pub fn withheld(self) -> ArrayVec<Feature, 3> {
         match self {
             Host::Vmx(caps) => vmx::cpu::withheld(caps),
-            Host::Svm(_) => Vec::new(),
+            Host::Svm(_) => ArrayVec::new(),
         }
     }
 

@@ -6,6 +6,7 @@
 use alloc::vec::Vec;
 use core::arch::x86_64::CpuidResult;
 
+use mm::OutOfMemory;
 use xen_abi::types::{DomainId, VcpuId};
 use xen_abi::x86::{
     CpuidLeaf, XEN_CPUID_FIRST_LEAF, XEN_CPUID_HOST_TSC_RELIABLE, XEN_CPUID_MACHINE_ADDRESS_WIDTH_MASK,
@@ -152,6 +153,10 @@ pub struct Dynamic {
     /// Whether it runs 64-bit code: Intel shows SYSCALL only there.
     pub long_mode: bool,
 }
+
+/// What the toolstack's leaves depend on.
+const AFTER_RESET: Dynamic =
+    Dynamic { vcpu_id: VcpuId(0), apic_id: 0, cr4: 0, xcr0: 1, xss: 0, apic_enabled: true, long_mode: true };
 
 /// Everything that CPUID says to one domain.
 #[derive(Clone, Debug)]
@@ -339,9 +344,13 @@ impl CpuidPolicy {
     }
 
     /// Every leaf, as the toolstack reads them (XEN_DOMCTL_get_cpu_policy). What follows a vCPU's state is as after a reset.
-    pub fn leaves(&self) -> Vec<CpuidLeaf> {
-        let reset = Dynamic { xcr0: 1, apic_enabled: true, long_mode: true, ..Dynamic::default() };
-        wire::serialise(|leaf, subleaf| self.answer(leaf, subleaf, &reset))
+    pub fn leaves(&self) -> Result<Vec<CpuidLeaf>, OutOfMemory> {
+        wire::serialise(|leaf, subleaf| self.answer(leaf, subleaf, &AFTER_RESET))
+    }
+
+    /// The same without an array.
+    pub fn for_each_leaf(&self, tell: impl FnMut(CpuidLeaf)) {
+        wire::for_each(|leaf, subleaf| self.answer(leaf, subleaf, &AFTER_RESET), tell);
     }
 
     #[inline]

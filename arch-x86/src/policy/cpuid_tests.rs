@@ -218,7 +218,7 @@ fn beyond_the_highest_leaf_everything_is_zero() {
 #[test]
 fn the_toolstack_sees_what_the_guest_sees() {
     let policy = dom0(2);
-    let leaves = policy.leaves();
+    let leaves = policy.leaves().unwrap();
     assert!(!leaves.iter().any(|l| (0x4000_0000..0x8000_0000).contains(&l.leaf)), "not a policy's to choose");
     assert!(leaves.iter().any(|l| (l.leaf, l.subleaf, l.a, l.b) == (0xd, 2, 256, 576)));
     assert!(leaves.iter().any(|l| (l.leaf, l.a) == (0xa, 0)), "up to the highest all are told");

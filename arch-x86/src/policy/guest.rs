@@ -1,8 +1,7 @@
 //! A domain's policy: its CPUID, its MSRs, and what follows from both.
 
-use alloc::boxed::Box;
-
 use hypervisor::cpu_policy::{CpuPolicy, Refused};
+use mm::{OutOfMemory, try_concat};
 use xen_abi::errno::Errno;
 use xen_abi::x86::{CpuidLeaf, MsrEntry};
 
@@ -26,18 +25,13 @@ impl GuestPolicy {
     }
 
     /// As the toolstack reads it.
-    pub fn to_wire(&self) -> CpuPolicy {
-        CpuPolicy { leaves: self.cpuid.leaves(), msrs: wire::msrs(self.msr.capabilities()).into() }
+    pub fn to_wire(&self) -> Result<CpuPolicy, OutOfMemory> {
+        Ok(CpuPolicy { leaves: self.cpuid.leaves()?, msrs: try_concat(&[&wire::msrs(self.msr.capabilities())])? })
     }
 
     /// This policy with what the toolstack sends in its place, of which no more is taken than `most` has. ERANGE: a leaf or an MSR that no policy
     /// has. EINVAL: what cannot be had, and cannot be cut off either. EOVERFLOW: a bit of an MSR that no policy knows.
-    pub fn with(
-        &self,
-        leaves: &[CpuidLeaf],
-        msrs: &[MsrEntry],
-        most: &GuestPolicy,
-    ) -> Result<Box<GuestPolicy>, Refused> {
+    pub fn with(&self, leaves: &[CpuidLeaf], msrs: &[MsrEntry], most: &GuestPolicy) -> Result<GuestPolicy, Refused> {
         let mut wanted = Leaves::of(&self.cpuid);
         for sent in leaves {
             wanted.put(sent).map_err(|_| Refused::leaf(Errno::ERANGE, sent.leaf, sent.subleaf))?;
@@ -51,6 +45,6 @@ impl GuestPolicy {
             .with(&wanted, &most.cpuid)
             .map_err(|(leaf, subleaf)| Refused::leaf(Errno::EINVAL, leaf, subleaf))?;
         let msr = most.msr.narrowed(&cpuid, capabilities);
-        Ok(Box::new(GuestPolicy::new(cpuid, msr)))
+        Ok(GuestPolicy::new(cpuid, msr))
     }
 }

@@ -3,9 +3,9 @@
 use core::arch::x86_64::CpuidResult;
 
 use alloc::boxed::Box;
-use alloc::vec::Vec;
 
 use hypervisor::cpu_policy::CpuPolicy;
+use mm::{OutOfMemory, try_box, try_concat};
 use xen_abi::errno::Errno;
 use xen_abi::sysctl::*;
 use xen_abi::x86::MsrEntry;
@@ -17,7 +17,7 @@ use super::msr::{MsrOptions, MsrPolicy};
 use super::wire;
 
 /// The policies of one machine. There is no paravirtual guest, and no policy for one.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct SystemPolicies {
     host: CpuPolicy,
     host_features: FeatureSet,
@@ -33,38 +33,37 @@ impl SystemPolicies {
         cpuid: impl Fn(u32, u32) -> CpuidResult + Copy,
         msr: impl Fn(u32) -> Option<u64> + Copy,
         options: &CpuidOptions,
-    ) -> Box<SystemPolicies> {
+    ) -> Result<Box<SystemPolicies>, OutOfMemory> {
         let policy = |options: &CpuidOptions| {
             let shown = CpuidPolicy::for_domain(cpuid, options);
             let options =
                 MsrOptions { hardware_domain: false, pat_switched: true, physical_bits: shown.physical_bits() };
             let msrs = MsrPolicy::for_domain(msr, &shown, &options);
-            Box::new(GuestPolicy::new(shown, msrs))
+            try_box(GuestPolicy::new(shown, msrs))
         };
         let most = CpuidOptions { topology: Topology::Host, ..*options };
         // A guest that moves to another machine cannot count on the TSC's rate: it is for those that stay.
-        let mut without = Vec::from(options.without);
-        without.push(features::ITSC);
+        let without = try_concat(&[options.without, &[features::ITSC]])?;
         let host = &within(cpuid);
         let has_capabilities = FeatureSet::of_host(host).has(features::ARCH_CAPS);
         let capabilities = if has_capabilities { msr(wire::ARCH_CAPABILITIES).unwrap_or_default() } else { 0 };
         let platform = MsrEntry { idx: wire::PLATFORM_INFO, flags: 0, val: 0 };
         let [_, capabilities_entry] = wire::msrs(capabilities);
-        Box::new(SystemPolicies {
-            host: CpuPolicy { leaves: wire::serialise(host), msrs: [platform, capabilities_entry].into() },
+        try_box(SystemPolicies {
+            host: CpuPolicy { leaves: wire::serialise(host)?, msrs: try_concat(&[&[platform, capabilities_entry]])? },
             host_features: FeatureSet::raw(host).with_capabilities(capabilities),
-            hvm_max: policy(&most),
-            hvm_default: policy(&CpuidOptions { without: &without, ..most }),
+            hvm_max: policy(&most)?,
+            hvm_default: policy(&CpuidOptions { without: &without, ..most })?,
         })
     }
 
     /// `XEN_SYSCTL_get_cpu_policy` with an index of `XEN_SYSCTL_CPU_POLICY_*`. EOPNOTSUPP for those of paravirtual guests, EINVAL for others that
-    /// there are not.
+    /// there are not, ENOMEM.
     pub fn policy(&self, index: u32) -> Result<CpuPolicy, Errno> {
         match index {
-            XEN_SYSCTL_CPU_POLICY_RAW | XEN_SYSCTL_CPU_POLICY_HOST => Ok(self.host.clone()),
-            XEN_SYSCTL_CPU_POLICY_HVM_MAX => Ok(self.hvm_max.to_wire()),
-            XEN_SYSCTL_CPU_POLICY_HVM_DEFAULT => Ok(self.hvm_default.to_wire()),
+            XEN_SYSCTL_CPU_POLICY_RAW | XEN_SYSCTL_CPU_POLICY_HOST => Ok(self.host.copy()?),
+            XEN_SYSCTL_CPU_POLICY_HVM_MAX => Ok(self.hvm_max.to_wire()?),
+            XEN_SYSCTL_CPU_POLICY_HVM_DEFAULT => Ok(self.hvm_default.to_wire()?),
             XEN_SYSCTL_CPU_POLICY_PV_MAX | XEN_SYSCTL_CPU_POLICY_PV_DEFAULT => Err(Errno::EOPNOTSUPP),
             _ => Err(Errno::EINVAL),
         }

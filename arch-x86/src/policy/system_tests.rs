@@ -19,6 +19,7 @@ fn machine(host: Host) -> Box<SystemPolicies> {
         msr,
         &CpuidOptions { without: &[features::IBRSB, features::IBPB], ..CpuidOptions::default() },
     )
+    .unwrap()
 }
 
 /// A domain of four vCPUs as it is made, before the toolstack says anything.
@@ -44,7 +45,7 @@ fn find(policy: &CpuPolicy, number: u32, subleaf: u32) -> Option<CpuidLeaf> {
     policy.leaves.iter().copied().find(|l| (l.leaf, l.subleaf) == (number, subleaf))
 }
 
-fn set(host: Host, leaves: &[CpuidLeaf], msrs: &[MsrEntry]) -> Result<Box<GuestPolicy>, Refused> {
+fn set(host: Host, leaves: &[CpuidLeaf], msrs: &[MsrEntry]) -> Result<GuestPolicy, Refused> {
     domain(host).with(leaves, msrs, &machine(host).hvm_max)
 }
 
@@ -106,15 +107,15 @@ fn leaf_0xb_is_left_to_the_domain_and_the_rest_of_the_topology_is_the_hosts() {
 fn a_domain_gets_back_what_it_had_and_is_as_it_was() {
     for host in [intel as Host, amd] {
         let before = domain(host);
-        let wire = before.to_wire();
+        let wire = before.to_wire().unwrap();
         let after = set(host, &wire.leaves, &wire.msrs).unwrap();
-        assert_eq!(after.to_wire(), wire);
+        assert_eq!(after.to_wire().unwrap(), wire);
         assert_eq!(after.cr4_allowed, before.cr4_allowed);
         for number in [0x4000_0000, 0x4000_0003, 0x4000_0004] {
             let now = Dynamic::default();
             assert_eq!(after.cpuid.answer(number, 0, &now), before.cpuid.answer(number, 0, &now));
         }
-        assert_eq!(set(host, &[], &[]).unwrap().to_wire(), wire, "nothing sent, nothing changed");
+        assert_eq!(set(host, &[], &[]).unwrap().to_wire().unwrap(), wire, "nothing sent, nothing changed");
     }
 }
 
@@ -135,7 +136,7 @@ fn features_that_the_machine_cannot_give_are_cut_off() {
 #[test]
 fn a_feature_left_out_takes_its_state_its_cr4_bit_and_its_msr_with_it() {
     let wanted = |feature: Feature| {
-        let mut leaves = domain(intel).to_wire().leaves;
+        let mut leaves = domain(intel).to_wire().unwrap().leaves;
         let mut kept = *domain(intel).cpuid.features();
         kept.clear(feature);
         for (word, value) in kept.words() {
@@ -156,8 +157,8 @@ fn a_feature_left_out_takes_its_state_its_cr4_bit_and_its_msr_with_it() {
     assert!(!policy.msr.passthrough().any(|row| row.msr == 0xc000_0103));
     assert!(domain(intel).msr.passthrough().any(|row| row.msr == 0xc000_0103));
     let policy = wanted(features::ARCH_CAPS);
-    assert_eq!(policy.to_wire().msrs[1].val, 0);
-    assert_ne!(domain(intel).to_wire().msrs[1].val, 0);
+    assert_eq!(policy.to_wire().unwrap().msrs[1].val, 0);
+    assert_ne!(domain(intel).to_wire().unwrap().msrs[1].val, 0);
 }
 
 #[test]
@@ -168,7 +169,7 @@ fn a_lower_highest_leaf_hides_what_lies_above() {
     for number in [7, 0xb, 0xd] {
         assert_eq!(policy.cpuid.answer(number, 0, &Dynamic::default()), [0; 4]);
     }
-    assert_eq!(policy.to_wire().leaves.iter().rfind(|l| l.leaf < 0x8000_0000).unwrap().leaf, 4);
+    assert_eq!(policy.to_wire().unwrap().leaves.iter().rfind(|l| l.leaf < 0x8000_0000).unwrap().leaf, 4);
 }
 
 #[test]
@@ -269,4 +270,19 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn without_memory_there_is_no_policy_to_be_had_but_an_error() {
+    let (machine, domain) = (machine(intel), domain(intel));
+    for index in [XEN_SYSCTL_CPU_POLICY_HOST, HVM[0], HVM[1]] {
+        assert_eq!(mm::fake::each_failure(|| machine.policy(index)), [Errno::ENOMEM; 2]);
+    }
+    assert_eq!(mm::fake::each_failure(|| domain.to_wire()), [OutOfMemory; 2]);
+    let wire = domain.to_wire().unwrap();
+    let with = || domain.with(&wire.leaves, &wire.msrs, &machine.hvm_max);
+    assert_eq!(mm::fake::each_failure(with), []);
+    let options = CpuidOptions::default();
+    let failures = mm::fake::each_failure(|| SystemPolicies::new(intel as Host, msr, &options));
+    assert_eq!(failures, [OutOfMemory; 6]);
 }

@@ -2,6 +2,8 @@
 
 use alloc::vec::Vec;
 
+use hypervisor::cpu_policy::MAX_LEAVES;
+use mm::{OutOfMemory, try_vec};
 use xen_abi::errno::Errno;
 use xen_abi::x86::{CpuidLeaf, MsrEntry, XEN_CPUID_FIRST_LEAF, XEN_CPUID_NO_SUBLEAF};
 
@@ -21,12 +23,19 @@ pub const ARCH_CAPABILITIES: u32 = 0x10a;
 /// Of [`PLATFORM_INFO`]: CPUID can be made to fault. The one bit of it that a policy knows.
 const CPUID_FAULTING: u64 = 1 << 31;
 
-/// The array of what `answer` says. Leaves of hypervisors say nothing: those are no policy's to choose.
-pub fn serialise(answer: impl Fn(u32, u32) -> Leaf) -> Vec<CpuidLeaf> {
-    let mut all = Vec::new();
+/// The array of what `answer` says.
+pub fn serialise(answer: impl Fn(u32, u32) -> Leaf) -> Result<Vec<CpuidLeaf>, OutOfMemory> {
+    // Room for all that there can be.
+    let mut all = try_vec(MAX_LEAVES as usize)?;
+    for_each(answer, |leaf| all.push(leaf));
+    Ok(all)
+}
+
+/// Tells what `answer` says, in order. Leaves of hypervisors say nothing: those are no policy's to choose.
+pub fn for_each(answer: impl Fn(u32, u32) -> Leaf, mut tell: impl FnMut(CpuidLeaf)) {
     let mut push = |leaf, subleaf| {
         let [a, b, c, d] = answer(leaf, if subleaf == XEN_CPUID_NO_SUBLEAF { 0 } else { subleaf });
-        all.push(CpuidLeaf { leaf, subleaf, a, b, c, d });
+        tell(CpuidLeaf { leaf, subleaf, a, b, c, d });
     };
     let [highest, ..] = answer(0, 0);
     for leaf in 0..=highest.min(MAX_BASIC) {
@@ -48,7 +57,6 @@ pub fn serialise(answer: impl Fn(u32, u32) -> Leaf) -> Vec<CpuidLeaf> {
     for leaf in FIRST_EXTENDED..=highest.clamp(FIRST_EXTENDED, MAX_EXTENDED_AMD) {
         push(leaf, XEN_CPUID_NO_SUBLEAF);
     }
-    all
 }
 
 /// Subleaves up to the first that is the last, of so many at the most.
@@ -88,10 +96,10 @@ impl Leaves {
             states: Default::default(),
             extended: [[0; 4]; (MAX_EXTENDED_AMD - FIRST_EXTENDED) as usize + 1],
         };
-        for leaf in policy.leaves() {
+        policy.for_each_leaf(|leaf| {
             // Every one has a place here.
             let _ = leaves.put(&leaf);
-        }
+        });
         leaves
     }
 

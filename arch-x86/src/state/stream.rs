@@ -5,6 +5,7 @@
 use alloc::vec::Vec;
 use core::mem::size_of;
 
+use mm::{try_concat, try_vec};
 use sched::Nanos;
 use xen_abi::errno::Errno;
 use xen_abi::hvm_save::*;
@@ -29,7 +30,8 @@ impl From<Invalid> for Errno {
 }
 
 /// What there is to save of a vCPU.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Saved {
     /// A vCPU that is down has no registers worth a word.
     pub is_up: bool,
@@ -41,7 +43,7 @@ pub struct Saved {
 }
 
 /// What of a vCPU a context had, checked. The rest of the vCPU stays as it is.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Restored {
     /// Its PAT is to be replaced by `pat`, or by what the vCPU has.
     pub cpu: Option<CpuState>,
@@ -62,6 +64,22 @@ pub struct Limits<'a> {
     pub mxcsr_mask: u32,
 }
 
+/// A context in the making.
+struct Writer(Vec<u8>);
+
+impl Writer {
+    /// Adds a record of these parts.
+    fn push(&mut self, typecode: u16, instance: usize, parts: &[&[u8]]) -> Result<(), Errno> {
+        let length = parts.iter().map(|part| part.len()).sum::<usize>() as u32;
+        let descriptor = Descriptor { typecode, instance: instance as u16, length };
+        for part in [descriptor.as_bytes()].iter().chain(parts) {
+            self.0.try_reserve(part.len()).map_err(|_| Errno::ENOMEM)?;
+            self.0.extend_from_slice(part);
+        }
+        Ok(())
+    }
+}
+
 /// The context of a domain with these vCPUs, in order. `tsc` is what they read now.
 /// ENOMEM if there is no room for it.
 pub fn save(header: &Header, vcpus: &[Saved], policy: &GuestPolicy, tsc: u64) -> Result<Vec<u8>, Errno> {
@@ -69,49 +87,41 @@ pub fn save(header: &Header, vcpus: &[Saved], policy: &GuestPolicy, tsc: u64) ->
     const A_VCPU: usize = 4096;
     let states = policy.cpuid.xstate().standard_size(u64::MAX) as usize;
     let room = A_VCPU.saturating_add(states).saturating_mul(vcpus.len().saturating_add(1));
-    let mut stream = Vec::new();
-    stream.try_reserve(room).map_err(|_| Errno::ENOMEM)?;
-    let mut push = |typecode, instance: usize, record: &[u8]| {
-        let descriptor = Descriptor { typecode, instance: instance as u16, length: record.len() as u32 };
-        stream.extend_from_slice(descriptor.as_bytes());
-        stream.extend_from_slice(record);
-    };
-    push(HEADER_CODE, 0, header.as_bytes());
+    let mut stream = Writer(try_vec(room)?);
+    stream.push(HEADER_CODE, 0, &[header.as_bytes()])?;
     let up = || vcpus.iter().enumerate().filter(|(_, vcpu)| vcpu.is_up);
     for (instance, vcpu) in up() {
-        push(CPU_CODE, instance, record::to_record(&vcpu.cpu, Some(&vcpu.fpu.legacy()), tsc).as_bytes());
+        let record = record::to_record(&vcpu.cpu, Some(&vcpu.fpu.legacy()), tsc);
+        stream.push(CPU_CODE, instance, &[record.as_bytes()])?;
     }
     for (instance, vcpu) in vcpus.iter().enumerate() {
-        push(LAPIC_CODE, instance, vcpu.lapic.0.as_bytes());
+        stream.push(LAPIC_CODE, instance, &[vcpu.lapic.0.as_bytes()])?;
     }
     for (instance, vcpu) in vcpus.iter().enumerate() {
-        push(LAPIC_REGS_CODE, instance, vcpu.lapic.1.as_bytes());
+        stream.push(LAPIC_REGS_CODE, instance, &[vcpu.lapic.1.as_bytes()])?;
     }
     for (instance, vcpu) in vcpus.iter().enumerate() {
-        push(MTRR_CODE, instance, vcpu.msrs.to_record(vcpu.cpu.pat).as_bytes());
+        stream.push(MTRR_CODE, instance, &[vcpu.msrs.to_record(vcpu.cpu.pat).as_bytes()])?;
     }
     if policy.cpuid.features().has(features::XSAVE) {
         for (instance, vcpu) in up() {
-            push(CPU_XSAVE_CODE, instance, &xsave_record(vcpu, policy));
+            let may = policy.cpuid.xstate().xcr0;
+            let states = vcpu.xcr0 | vcpu.fpu.states() & may;
+            let area = vcpu.fpu.limited(states, policy.cpuid.xstate().standard_size(states) as usize)?;
+            let parts = [may.as_bytes(), vcpu.xcr0.as_bytes(), states.as_bytes(), area.bytes()];
+            stream.push(CPU_XSAVE_CODE, instance, &parts)?;
         }
     }
     for (instance, _) in vcpus.iter().enumerate().filter(|(_, vcpu)| !vcpu.msrs.fast_strings) {
         let head = Msr { count: 1, pad: 0 };
         let entry = OneMsr { index: MISC_ENABLE, reserved: 0, val: 0 };
-        push(CPU_MSR_CODE, instance, &[head.as_bytes(), entry.as_bytes()].concat());
+        stream.push(CPU_MSR_CODE, instance, &[head.as_bytes(), entry.as_bytes()])?;
     }
-    push(END_CODE, 0, &[]);
-    Ok(stream)
+    stream.push(END_CODE, 0, &[])?;
+    Ok(stream.0)
 }
 
-fn xsave_record(vcpu: &Saved, policy: &GuestPolicy) -> Vec<u8> {
-    let may = policy.cpuid.xstate().xcr0;
-    let states = vcpu.xcr0 | vcpu.fpu.states() & may;
-    let area = vcpu.fpu.limited(states, policy.cpuid.xstate().standard_size(states) as usize);
-    [may.as_bytes(), vcpu.xcr0.as_bytes(), states.as_bytes(), area.bytes()].concat()
-}
-
-/// One record of a context with its descriptor, by its type and instance. ENOENT if there is none, EINVAL for a type that cannot be.
+/// One record of a context with its descriptor, by its type and instance. ENOENT if there is none, EINVAL for a type that cannot be, ENOMEM.
 pub fn record_of(stream: &[u8], typecode: u16, instance: u16) -> Result<Vec<u8>, Errno> {
     if typecode > HVM_SAVE_CODE_MAX {
         return Err(Errno::EINVAL);
@@ -119,7 +129,7 @@ pub fn record_of(stream: &[u8], typecode: u16, instance: u16) -> Result<Vec<u8>,
     for record in (Records { rest: stream }) {
         let (descriptor, body) = record?;
         if (descriptor.typecode, descriptor.instance) == (typecode, instance) {
-            return Ok([descriptor.as_bytes(), body].concat());
+            return Ok(try_concat(&[descriptor.as_bytes(), body])?);
         }
     }
     Err(Errno::ENOENT)
@@ -158,10 +168,9 @@ struct Halves {
 }
 
 /// Reads a context: for each vCPU what there is of it. EINVAL for what no CPU of this domain can have, or of another domain's shape; ENODEV for a
-/// device that it has not; ENXIO for an MSR that it has not; ENODATA if the end is missing.
+/// device that it has not; ENXIO for an MSR that it has not; ENODATA if the end is missing; ENOMEM.
 pub fn restore(stream: &[u8], limits: &Limits) -> Result<Vec<Restored>, Errno> {
-    let mut vcpus = Vec::new();
-    vcpus.try_reserve_exact(limits.vcpus).map_err(|_| Errno::ENOMEM)?;
+    let mut vcpus = try_vec(limits.vcpus)?;
     vcpus.resize_with(limits.vcpus, || (Restored::default(), Halves::default()));
     let mut records = Records { rest: stream };
     let (first, body) = records.next().ok_or(Errno::EINVAL)??;
@@ -181,7 +190,11 @@ pub fn restore(stream: &[u8], limits: &Limits) -> Result<Vec<Restored>, Errno> {
         let (vcpu, halves) = vcpus.get_mut(usize::from(instance)).ok_or(Errno::EINVAL)?;
         take(vcpu, halves, typecode, body, limits)?;
     }
-    vcpus.into_iter().map(|(vcpu, halves)| finish(vcpu, halves)).collect()
+    let mut finished = try_vec(limits.vcpus)?;
+    for (vcpu, halves) in vcpus {
+        finished.push(finish(vcpu, halves)?);
+    }
+    Ok(finished)
 }
 
 fn exact<T: FromBytes>(body: &[u8]) -> Result<T, Errno> {
@@ -200,7 +213,7 @@ fn take(vcpu: &mut Restored, halves: &mut Halves, typecode: u16, body: &[u8], li
             if !halves.has_xsave {
                 vcpu.fpu = Some(match legacy {
                     Some(legacy) => FpuImage::from_legacy(legacy, limits.mxcsr_mask)?,
-                    None => FpuImage::initial(),
+                    None => FpuImage::initial()?,
                 });
             }
         }

@@ -100,7 +100,14 @@ fn saved() -> Saved {
     let (lapic, inbox): (Vlapic, LapicInbox) = Vlapic::new(0, true);
     let mut msrs = VcpuMsrs { fast_strings: false, ..VcpuMsrs::default() };
     assert!(msrs.mtrr.write(mtrr::MtrrRegister::Variable(1), 0x800, 40));
-    Saved { is_up: true, cpu: busy(), fpu: FpuImage::saved(area), xcr0: 7, msrs, lapic: lapic.save(Nanos(0), &inbox) }
+    Saved {
+        is_up: true,
+        cpu: busy(),
+        fpu: FpuImage::saved(area.len(), |bytes| bytes.copy_from_slice(&area)).unwrap(),
+        xcr0: 7,
+        msrs,
+        lapic: lapic.save(Nanos(0), &inbox),
+    }
 }
 
 #[test]
@@ -123,6 +130,18 @@ fn a_vcpu_is_restored_as_it_was_saved() {
     for end in 0..bytes.len() {
         assert!(load(&bytes[..end], 2).is_err(), "{end} of {} bytes", bytes.len());
     }
+}
+
+#[test]
+fn without_memory_nothing_is_saved_or_restored_but_an_error_said() {
+    let (vcpus, policy) = ([saved(), saved()], policy());
+    let save = || save(&HEADER, &vcpus, &policy, 77);
+    assert_eq!(mm::fake::each_failure(save), [Errno::ENOMEM; 3]);
+    let bytes = save().unwrap();
+    assert_eq!(mm::fake::each_failure(|| record_of(&bytes, CPU_CODE, 1)), [Errno::ENOMEM]);
+    let limits = Limits { policy: &policy, vcpus: 2, mxcsr_mask: MASK };
+    // Both lists, and of each vCPU what was sent of its FPU: in the record of the CPU and in that of all states.
+    assert_eq!(mm::fake::each_failure(|| restore(&bytes, &limits)), [Errno::ENOMEM; 6]);
 }
 
 #[test]
@@ -237,7 +256,8 @@ fn what_the_policy_lacks_cannot_be_in_a_register() {
 fn an_fpu_state_that_would_fault_is_refused() {
     let good = saved();
     let of = |change: fn(&mut Vec<u8>)| {
-        let mut body = xsave_record(&good, &policy());
+        let whole = save(&HEADER, core::slice::from_ref(&good), &policy(), 0).unwrap();
+        let mut body = record_of(&whole, CPU_XSAVE_CODE, 0).unwrap().split_off(8);
         change(&mut body);
         load(&stream(&[(CPU_XSAVE_CODE, 0, &body)]), 1).map(drop)
     };

@@ -1,9 +1,7 @@
 //! The I/O and MSR permission maps (APM Vol. 2, 15.10 and 15.11).
 
-use alloc::boxed::Box;
-
 use mm::addr::HostPhys;
-use mm::{Frames, Memory};
+use mm::{Frames, Memory, try_box};
 
 use crate::engine::Bitmaps;
 use crate::policy::msr::{MsrPolicy, Passthrough};
@@ -21,7 +19,7 @@ pub fn make(memory: &'static Memory, ports: &Ports, msr: &MsrPolicy) -> Option<B
     let frames = |order| memory.allocate(order, None).ok().map(Frames::scrub);
     let bitmaps = Bitmaps { ports: frames(IOPM_ORDER)?, msrs: frames(MSRPM_ORDER)? };
     let window = memory.window();
-    let mut words = Box::new([0u64; BITMAP_WORDS]);
+    let mut words = try_box([0u64; BITMAP_WORDS]).ok()?;
     ports.fill_bitmap(&mut words);
     let base = bitmaps.ports.mfn().phys().0;
     let beyond = core::iter::repeat_n(u64::MAX, mm::PAGE_SIZE / 8);
@@ -34,7 +32,7 @@ pub fn make(memory: &'static Memory, ports: &Ports, msr: &MsrPolicy) -> Option<B
 
 /// Has the MSRs of another policy in a domain's map. No vCPU of it has run.
 pub fn fill_msrs(memory: &Memory, bitmaps: &Bitmaps, msr: &MsrPolicy) -> Option<()> {
-    let mut map = Box::new([0xffu8; MSRPM_BYTES]);
+    let mut map = try_box([0xffu8; MSRPM_BYTES]).ok()?;
     fill_msr_map(&mut map, msr.passthrough());
     memory.window().copy_to(bitmaps.msrs.mfn().phys(), &map[..]).ok()
 }

@@ -1,9 +1,7 @@
 //! I/O bitmaps A and B, and the MSR bitmap (SDM Vol. 3, 25.6.4 and 25.6.9).
 
-use alloc::boxed::Box;
-
 use mm::addr::HostPhys;
-use mm::{Frames, Memory};
+use mm::{Frames, Memory, try_box};
 
 use crate::engine::Bitmaps;
 use crate::policy::msr::MsrPolicy;
@@ -17,7 +15,7 @@ pub fn make(memory: &'static Memory, ports: &Ports, msr: &MsrPolicy) -> Option<B
     let frames = |order| memory.allocate(order, None).ok().map(Frames::scrub);
     let bitmaps = Bitmaps { ports: frames(TWO_PAGES)?, msrs: frames(0)? };
     let window = memory.window();
-    let mut words = Box::new([0u64; BITMAP_WORDS]);
+    let mut words = try_box([0u64; BITMAP_WORDS]).ok()?;
     ports.fill_bitmap(&mut words);
     let base = bitmaps.ports.mfn().phys().0;
     for (index, word) in words.iter().enumerate() {
@@ -29,7 +27,7 @@ pub fn make(memory: &'static Memory, ports: &Ports, msr: &MsrPolicy) -> Option<B
 
 /// Has the MSRs of another policy in a domain's bitmap. No vCPU of it has run.
 pub fn fill_msrs(memory: &Memory, bitmaps: &Bitmaps, msr: &MsrPolicy) -> Option<()> {
-    let mut bits = Box::new([0xffu8; mm::PAGE_SIZE]);
+    let mut bits = try_box([0xffu8; mm::PAGE_SIZE]).ok()?;
     for row in msr.passthrough() {
         let base = match row.msr {
             0..0x2000 => 0,

@@ -3,8 +3,8 @@
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
-use alloc::vec::Vec;
 
+use arrayvec::ArrayVec;
 use mm::Memory;
 
 use super::caps::{Caps, EptVpid, Secondary, msr};
@@ -39,7 +39,7 @@ pub fn format(caps: &Caps) -> Ept {
 }
 
 /// Instructions for which the control is missing that lets them through.
-pub fn withheld(caps: &Caps) -> Vec<Feature> {
+pub fn withheld(caps: &Caps) -> ArrayVec<Feature, 3> {
     let controlled = [
         (Secondary::ENABLE_RDTSCP, features::RDTSCP),
         (Secondary::ENABLE_INVPCID, features::INVPCID),

@@ -46,7 +46,7 @@ pub(super) fn create<M: Machine>(caller: &Caller<'_, M>, op: &mut Domctl) -> Res
         vcpu.set_hold(hold::PAUSED);
     }
     wallclock::update_wallclock(system, &domain);
-    system.add(Arc::new(domain))?;
+    system.add(mm::try_arc(domain)?)?;
     op.domain = id;
     Ok(Answer::Tell)
 }

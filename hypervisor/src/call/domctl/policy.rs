@@ -71,7 +71,7 @@ pub(super) fn get<M: Machine>(
     op: &mut Domctl,
 ) -> Result<Answer, Errno> {
     let mut request: Request = op.u.get();
-    let CpuPolicy { leaves, msrs } = caller.system.machine.policy(domain);
+    let CpuPolicy { leaves, msrs } = caller.system.machine.policy(domain)?;
     request.nr_leaves = tell_policy(caller, &leaves, request.leaves, request.nr_leaves, MAX_LEAVES)?;
     request.nr_msrs = tell_policy(caller, &msrs, request.msrs, request.nr_msrs, MAX_MSRS)?;
     op.u.set(&request);

@@ -127,6 +127,30 @@ fn what_a_domain_cannot_be_is_refused() {
 }
 
 #[test]
+fn a_domain_for_which_memory_runs_out_is_not_made_at_all() {
+    let mut dom0 = dom0();
+    create(&mut dom0);
+    let op = Domctl {
+        cmd: XEN_DOMCTL_CREATEDOMAIN,
+        interface_version: XEN_DOMCTL_INTERFACE_VERSION,
+        domain: DomainId(7),
+        ..Domctl::default()
+    };
+    dom0.poke(page(0), &op);
+    dom0.poke(page(0) + core::mem::offset_of!(Domctl, u) as u64, &PVH);
+    let (frames, free) = (all_frames(dom0.system), dom0.system.memory.free_frames());
+    let errors = mm::fake::each_failure(|| match dom0.call(DOMCTL, &[page(0)]).0 {
+        0 => Ok(()),
+        error => {
+            assert_eq!((all_frames(dom0.system), dom0.system.memory.free_frames()), (frames, free));
+            Err(error)
+        }
+    });
+    assert!(errors.len() > 8 && errors.iter().all(|error| *error == no(Errno::ENOMEM)), "{errors:?}");
+    assert!(dom0.system.domain(DomainId(7)).is_some());
+}
+
+#[test]
 fn a_guest_controls_nobody() {
     let mut dom0 = dom0();
     create(&mut dom0);
