@@ -45,11 +45,13 @@ use crate::regs::GuestRegs;
 use crate::state::CpuState;
 use crate::vdev::vlapic::Vlapic;
 
+// BOOT: the toolstack unpacks kernels itself.
 /// The image of the kernel in `file`. The error is one line for the user, as all here, without the domain's name.
 pub fn unpack(file: &[u8]) -> Result<Cow<'_, [u8]>, String> {
     build::unpack(file).map_err(|why| why.to_string())
 }
 
+// BOOT: as above.
 /// The kernel that an image holds.
 pub fn parse(image: &[u8]) -> Result<Kernel<'_>, String> {
     Kernel::parse(image).map_err(|why| why.to_string())
@@ -78,6 +80,7 @@ pub struct Placed<'a> {
     pub place: Placement,
 }
 
+// BOOT: the toolstack fills memory itself.
 impl<'a> Beginning<'a> {
     /// Finds a place in the domain's memory for all of it.
     pub fn place(self, share: &mut Share) -> Result<Placed<'a>, String> {
@@ -102,6 +105,7 @@ impl<'a> Beginning<'a> {
 
 const NO_MEMORY_FOR_ACPI: &str = "no memory for its ACPI tables";
 
+// BOOT: as above.
 impl Placed<'_> {
     /// Writes it all, in the order that [`build::plan`] asks for, and says how the first vCPU starts.
     pub fn write(&self, guest: &mut impl GuestWriter, share: &Share) -> Result<VcpuStart, String> {
@@ -282,6 +286,7 @@ fn cpuid_policy(machine: &MachinePolicies, domain: DomainId, vcpus: u32, tsc_mod
     )
 }
 
+// BOOT: the toolstack starts domains itself.
 /// Makes a domain known, has its vCPUs scheduled on these terms, and wakes the first one.
 pub fn start(
     system: &'static System<X86>,

@@ -1,4 +1,6 @@
 //! Dom0 out of a kernel and its initrd: its share of the memory one to one, its virtual hardware, its first registers.
+//!
+//! BOOT: it is built before anyone runs.
 
 use alloc::borrow::Cow;
 use alloc::boxed::Box;

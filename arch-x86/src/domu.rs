@@ -55,6 +55,7 @@ pub struct Built<'a> {
     start: VcpuStart,
 }
 
+// BOOT: domains that the toolstack makes are created empty.
 /// Builds a domain with memory that is free, of which it may take `room` bytes. The error is one line for the user, without the domain's name;
 /// nothing is left behind then.
 pub fn build<'a>(
@@ -145,6 +146,7 @@ pub fn create(
     })
 }
 
+// BOOT: as above.
 impl Built<'_> {
     /// Lets it run. The error is one line for the user.
     pub fn start(self, system: &'static System<X86>) -> Result<(), String> {

@@ -71,6 +71,7 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 const GS_BASE: u32 = 0xc000_0101;
 
 impl PerCpu {
+    // BOOT: a CPU is there from then on.
     /// An area for a CPU that is to become number `id`.
     pub fn allocate(id: CpuId, apic_id: u32, acpi_id: u32) -> Result<&'static PerCpu, sched::OutOfMemory> {
         let mut timers = TimerQueue::new();

@@ -1,4 +1,6 @@
 //! The other CPUs: started one after the other by INIT and SIPI, checked, and kept waiting until there is something to run.
+//!
+//! BOOT: they are started before anyone runs.
 
 mod trampoline;
 

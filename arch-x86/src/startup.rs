@@ -45,6 +45,7 @@ pub struct Platform {
 }
 
 impl Platform {
+    // BOOT: it is done once.
     /// Reads the tables that `rsdp` leads to (or those in low memory, where BIOSes put them). An error is one line for the user.
     pub fn read(memory: &impl PhysRead, rsdp: Option<HostPhys>) -> Result<Platform, String> {
         let told = |problem: Problem| format!("ACPI: {problem}");
@@ -166,6 +167,7 @@ fn mask_pics() {
     }
 }
 
+// BOOT: it is done once.
 fn init_local_apic() -> Result<(), String> {
     let has = raw_cpuid::CpuId::new().get_feature_info();
     let features = local::Features {
@@ -271,6 +273,7 @@ fn set_clock(platform: &Platform, origin: u64) -> Result<(), String> {
     Ok(())
 }
 
+// BOOT: it is done once.
 fn init_io_apics(platform: &Platform) -> Result<Vec<FoundIoApic>, String> {
     let mut found = Vec::new();
     for io_apic in &platform.madt.io_apics {

@@ -1,5 +1,7 @@
 //! The tables of a domain without devices, as a PVH domain has them: a FADT that says there is no fixed hardware, a MADT of its vCPUs
 //! without I/O APICs, and a DSDT that names the processors.
+//!
+//! BOOT: domains that the toolstack makes bring their own.
 
 use alloc::vec::Vec;
 

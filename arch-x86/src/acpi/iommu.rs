@@ -1,5 +1,7 @@
 //! Where the IOMMUs' registers are: Intel's by the DMAR (VT-d 4.1, 8.1 and 8.3), AMD's by the IVRS (AMD I/O Virtualization Technology 3.08,
 //! 5.2). Corten does not use them yet, and keeps them all the same: whoever has their registers can send DMA anywhere.
+//!
+//! BOOT: firmware is asked once.
 
 use alloc::vec::Vec;
 use core::ops::Range;

@@ -1,4 +1,6 @@
 //! What the tables that are made for domains have in common: the root pointer, the XSDT, headers, and the processors in a MADT.
+//!
+//! BOOT: domains that the toolstack makes bring their own.
 
 use alloc::vec::Vec;
 

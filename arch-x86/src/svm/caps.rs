@@ -1,4 +1,6 @@
 //! What SVM on this CPU offers: required parts, whose absence stops Corten with their names, and optional ones (APM Vol. 3, Fn8000_000A).
+//!
+//! BOOT: it is read once, on each CPU that starts.
 
 use alloc::string::String;
 use core::arch::x86_64::CpuidResult;

@@ -1,4 +1,6 @@
 //! SVM on this CPU: found, switched on, and what it keeps there.
+//!
+//! BOOT: that is done once, on each CPU that starts.
 
 use alloc::boxed::Box;
 use alloc::string::String;

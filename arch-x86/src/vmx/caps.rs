@@ -1,5 +1,7 @@
 //! What VMX on this CPU offers, and the controls that Corten runs with: required ones, whose absence stops Corten with their names, and
 //! optional ones (SDM Vol. 3, appendix A).
+//!
+//! BOOT: it is read once, on each CPU that starts.
 
 use alloc::string::String;
 use alloc::vec::Vec;

@@ -1,4 +1,6 @@
 //! VMX on this CPU: found, allowed, switched on.
+//!
+//! BOOT: that is done once, on each CPU that starts.
 
 use alloc::boxed::Box;
 use alloc::format;

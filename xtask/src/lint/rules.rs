@@ -23,6 +23,7 @@ pub const RULES: &[Rule] = &[
     architecture_has_its_place,
     vendors_have_their_place,
     no_way_to_panic,
+    allocations_may_fail,
 ];
 
 /// The files of `mm` that touch physical memory.
@@ -33,6 +34,23 @@ const SAFE_IN_ARCH: &[&str] =
 /// Tests that compare the decoder with what this very CPU does.
 const RUNS_INSTRUCTIONS: &str = "arch-x86/src/decode/tests.rs";
 const VENDOR_WORDS: &[&str] = &["vmx", "svm", "intel", "amd", "ept", "npt", "vmcs", "vmcb"];
+/// What allocates and stops the machine if there is no memory.
+const MUST_ALLOCATE: &[&str] = &[
+    "Box::new(",
+    "Arc::new(",
+    "vec![",
+    "format!(",
+    "with_capacity(",
+    "String::from(",
+    "Vec::from(",
+    ".to_vec()",
+    ".to_owned()",
+    ".to_string()",
+    ".concat()",
+    "collect::<Vec",
+];
+/// They are what does it instead.
+const FALLIBLE: &str = "mm/src/heap.rs";
 const PANICS: &[&str] = &[".unwrap()", ".expect(", "panic!", "todo!", "unimplemented!", "unreachable!"];
 
 fn in_folder(path: &str, folders: &[&str]) -> bool {
@@ -46,6 +64,7 @@ fn is_test(path: &str) -> bool {
         || path.ends_with("_tests.rs")
         || path.ends_with("/fake.rs")
         || path.contains("/fake/")
+        || path.ends_with("/sample.rs")
         || path.ends_with("/sim.rs")
         || path.contains("/sim/")
 }
@@ -108,6 +127,33 @@ fn no_way_to_panic(file: &File) -> Vec<Complaint> {
         let word = PANICS.iter().find(|word| !line.test && line.code.contains(*word))?;
         Some(format!("`{word}` where a guest may come"))
     })
+}
+
+/// Memory may run out, and whoever asked is told: `mm` has what allocates so. Only what runs at boot alone need not care, and says so (`BOOT:`).
+fn allocations_may_fail(file: &File) -> Vec<Complaint> {
+    let folders = ["hypervisor/", "mm/src", "sched/src", "arch-x86/src"];
+    if !in_folder(&file.path, &folders) || is_test(&file.path) || file.path == FALLIBLE {
+        return Vec::new();
+    }
+    let reserved: String = file.lines.iter().map(|line| line.code.trim()).collect();
+    complaints(file, |line| {
+        if line.test || line.boot {
+            return None;
+        }
+        if let Some(word) = MUST_ALLOCATE.iter().find(|word| line.code.contains(*word)) {
+            return Some(format!("`{word}` where memory may have run out (or say `BOOT:` why not)"));
+        }
+        let list = grown(&line.code).filter(|name| !reserved.contains(&format!("{name}.try_reserve")))?;
+        Some(format!("`{list}` grows without `try_reserve` (or say `BOOT:` why memory cannot have run out)"))
+    })
+}
+
+/// The name of a list that begins empty here, to have something put in.
+fn grown(code: &str) -> Option<&str> {
+    let (name, value) = code.trim().strip_prefix("let mut ")?.split_once('=')?;
+    let is_empty =
+        ["Vec::new()", "alloc::vec::Vec::new()", "String::new()"].iter().any(|empty| value.trim().starts_with(empty));
+    is_empty.then(|| name.split(':').next().unwrap_or(name).trim())
 }
 
 /// Every `repr(C)` type has its layout asserted: in its own file, or in `all` (the generated table).
@@ -217,6 +263,23 @@ mod tests {
         assert_eq!(all("hypervisor/src/a.rs", "#[cfg(test)]\nmod tests {\n fn a() { b.unwrap(); }\n}"), 0);
         assert_eq!(all("hypervisor/src/event/tests.rs", "fn a() { b.unwrap(); }"), 0);
         assert_eq!(all("arch-x86/src/a.rs", "fn a() { b.unwrap(); }"), 0);
+    }
+
+    #[test]
+    fn allocations_that_cannot_fail_are_refused_after_boot() {
+        assert_eq!(all("arch-x86/src/a.rs", "fn a() { Box::new(b); }"), 1);
+        assert_eq!(all("hypervisor/src/a.rs", "fn a() { c(&format!(\"x\")); }"), 1);
+        assert_eq!(all("hypervisor/src/a.rs", "fn a() { mm::try_box(b)?; }"), 0);
+        assert_eq!(
+            all("hypervisor/src/a.rs", "/// BOOT: once.\nfn a() {\n Box::new(b);\n}\nfn c() { Box::new(b); }"),
+            1
+        );
+        assert_eq!(all("arch-x86/src/a.rs", "let mut all = Vec::new();\nall.push(1);"), 1);
+        assert_eq!(
+            all("arch-x86/src/a.rs", "let mut all: Vec<u8> = Vec::new();\nall.try_reserve(1)?;\nall.push(1);"),
+            0
+        );
+        assert_eq!(all("boot/src/a.rs", "fn a() { Box::new(b); }"), 0);
     }
 
     #[test]

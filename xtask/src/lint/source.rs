@@ -9,6 +9,8 @@ pub struct Line {
     pub comment: String,
     /// Part of a `#[cfg(test)]` item.
     pub test: bool,
+    /// Part of an item, or of a file, of which a comment with `BOOT:` says that it runs at boot alone.
+    pub boot: bool,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -23,7 +25,11 @@ enum State {
 /// Splits a file into lines.
 pub fn lines(text: &str) -> Vec<Line> {
     let mut lines = split(text);
-    mark_tests(&mut lines);
+    mark_items(&mut lines, is_test, |line| line.test = true);
+    if lines.iter().any(|line| line.comment.starts_with('!') && is_boot(line)) {
+        lines.iter_mut().for_each(|line| line.boot = true);
+    }
+    mark_items(&mut lines, is_boot, |line| line.boot = true);
     lines
 }
 
@@ -117,24 +123,33 @@ fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// An item after `#[cfg(test)]` (alone or with more conditions) is a test up to its closing brace, or its semicolon.
-fn mark_tests(lines: &mut [Line]) {
+/// `#[cfg(test)]`, alone or with more conditions.
+fn is_test(line: &Line) -> bool {
+    let code = line.code.replace(' ', "");
+    code.contains("#[cfg(test)]") || code.contains("#[cfg(any(test")
+}
+
+fn is_boot(line: &Line) -> bool {
+    line.comment.contains("BOOT:")
+}
+
+/// Marks what begins with such a line: an item or a statement up to its closing brace, or its semicolon.
+fn mark_items(lines: &mut [Line], begins: fn(&Line) -> bool, mark: fn(&mut Line)) {
     let mut index = 0;
     while index < lines.len() {
-        let code = lines.get(index).map(|line| line.code.replace(' ', "")).unwrap_or_default();
-        if !(code.contains("#[cfg(test)]") || code.contains("#[cfg(any(test")) {
+        if !lines.get(index).is_some_and(begins) {
             index += 1;
             continue;
         }
         let (mut depth, mut opened) = (0i32, false);
         for line in lines.iter_mut().skip(index) {
-            line.test = true;
+            mark(line);
             index += 1;
-            // The attribute's own brackets do not matter; a brace opens the item.
             for c in line.code.chars() {
                 match c {
                     '{' => (depth, opened) = (depth + 1, true),
-                    '}' => depth -= 1,
+                    '(' | '[' => depth += 1,
+                    '}' | ')' | ']' => depth -= 1,
                     ';' if depth == 0 => opened = true,
                     _ => {}
                 }
@@ -181,6 +196,14 @@ mod tests {
     fn a_test_module_in_a_file_of_its_own_is_one_line() {
         let lines = lines("#[cfg(test)]\nmod tests;\nfn c() {}\n");
         assert_eq!(lines.iter().map(|line| line.test).collect::<Vec<_>>(), [true, true, false, false]);
+    }
+
+    #[test]
+    fn what_runs_at_boot_is_an_item_a_statement_or_a_file() {
+        let boots = |text| lines(text).iter().map(|line| line.boot).collect::<Vec<_>>();
+        let text = "// BOOT: once.\nfn a(b: [u8; 4]) {\n  b;\n}\nfn c() {\n  // BOOT: once.\n  d(\n    e);\n  f;\n}";
+        assert_eq!(boots(text), [true, true, true, true, false, true, true, true, false, false]);
+        assert_eq!(boots("//! All of it.\n//! BOOT: once.\nfn a() {}\nfn b() {}"), [true; 4]);
     }
 
     #[test]

@@ -76,6 +76,7 @@ impl Model {
         distances: Distances { slots: [[EVEN; 64]; 4], special: [EVEN; 128], align: [EVEN; 16] },
     };
 
+    // BOOT: kernels are unpacked then.
     pub fn boxed() -> Box<Model> {
         Box::new(Model::START)
     }
