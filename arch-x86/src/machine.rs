@@ -31,17 +31,16 @@ use crate::time::Clock;
 use crate::vdev::vlapic::{Delivery, LapicInbox, Message, Posted, Target};
 use crate::{hvm_context, state};
 
-/// The log target of what domains other than Dom0 write to their consoles.
-pub const GUEST_CONSOLE: &str = "guest console";
-
 /// Guests' local-APIC ids are this many times the vCPU's number, as Xen has it: as if each vCPU were the first thread of a core.
 pub const APIC_IDS_A_VCPU: u32 = 2;
 
 /// What `boot` provides: the console, and how to stop.
 #[derive(Clone, Copy)]
 pub struct Hooks {
-    /// Dom0's console output, as bytes.
-    pub console_write: fn(&[u8]),
+    /// Dom0's console output, as bytes: how many are taken, after a few milliseconds at most.
+    pub console_write: fn(&[u8]) -> usize,
+    /// A line of another domain's: false if there is no room for it.
+    pub console_line: fn(core::fmt::Arguments<'_>) -> bool,
     pub console_read: fn(&mut [u8]) -> usize,
     /// From the console ring, starting at an index: bytes copied and the next index.
     pub console_ring: fn(u32, &mut [u8]) -> (usize, u32),
@@ -422,12 +421,12 @@ impl Machine for X86 {
         crate::power::domain_stopped(self, domain, reason);
     }
 
-    fn console_write(&self, _domain: &Domain<Self>, text: &[u8]) {
-        (self.hooks.console_write)(text);
+    fn console_write(&self, _domain: &Domain<Self>, text: &[u8]) -> usize {
+        (self.hooks.console_write)(text)
     }
 
-    fn console_line(&self, domain: &Domain<Self>, line: core::fmt::Arguments<'_>) {
-        log::warn!(target: GUEST_CONSOLE, "({}) {line}", domain.name);
+    fn console_line(&self, domain: &Domain<Self>, line: core::fmt::Arguments<'_>) -> bool {
+        (self.hooks.console_line)(format_args!("({}) {line}", domain.name))
     }
 
     fn console_read(&self, into: &mut [u8]) -> usize {

@@ -3,7 +3,7 @@
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU8, Ordering};
 
-use arch_x86::machine::GUEST_CONSOLE;
+use arrayvec::ArrayString;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use spin::Once;
 
@@ -51,19 +51,25 @@ impl Log for Logger {
         }
         // The message is put together before the console is locked: what is printed may take locks of its own.
         let mut line = Line::new(console::write);
-        let _ = if record.target() == GUEST_CONSOLE {
-            // Guests have their own time and levels.
-            line.write_fmt(*record.args())
-        } else {
-            let now = CLOCK.get().map(|clock| clock());
-            write_line(&mut line, now, record.level(), record.target(), *record.args())
-        };
+        let now = CLOCK.get().map(|clock| clock());
+        let _ = write_line(&mut line, now, record.level(), record.target(), *record.args());
         line.finish();
     }
 
     fn flush(&self) {
         console::flush();
     }
+}
+
+/// Says a line of a guest's, as a warning about it and as it is: guests have their own time and levels. False if there is no room for it.
+pub fn guest_line(line: fmt::Arguments<'_>) -> bool {
+    if Level::Warn as u8 > GUESTS.load(Ordering::Relaxed) {
+        return true;
+    }
+    // There is room for the longest line with the longest name.
+    let mut text = ArrayString::<256>::new();
+    let _ = writeln!(text, "{line}");
+    console::offer_line(text.as_bytes())
 }
 
 fn write_line(

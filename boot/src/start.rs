@@ -59,7 +59,8 @@ fn bring_up(start: &Start) -> Result<&'static System<X86>, String> {
     decode::prepare();
 
     let hooks = Hooks {
-        console_write: console::write_guest,
+        console_write: console::write_dom0,
+        console_line: logger::guest_line,
         console_read: console::read_input,
         console_ring: console::read_history,
         console_poll: console::poll,

@@ -1,5 +1,5 @@
 //! What domains write to their consoles: Dom0's text goes out as it is, any other domain's line by line under its name, and no faster than
-//! the machine can bear.
+//! the machine can bear. Nobody waits for another domain's lines: those for which there is no room are left out.
 
 use arrayvec::ArrayVec;
 use mm::lock::{Lock, Rank};
@@ -10,10 +10,16 @@ use crate::machine::Machine;
 
 /// Longer lines are cut into several.
 const LONGEST: usize = 200;
-/// Bytes that a domain may write at once: what a kernel says while it boots.
+/// Bytes of a domain's that may go out at once: what a kernel says while it boots. All that goes out counts, also what is put around a line.
 const BURST: u64 = 48 << 10;
 /// Bytes a second that it may go on with; serial ports carry three times as much.
 const RATE: u64 = 4 << 10;
+/// Lines that are taken at once.
+const LINES: usize = 16;
+/// What stands around a line: "(", the domain's name, ") ", and the end of the line.
+const AROUND: usize = 5;
+/// What is said about lines that were left out takes no more.
+const NOTE: usize = "[18446744073709551615 bytes dropped: more than the console takes]".len();
 
 type Text = ArrayVec<u8, LONGEST>;
 
@@ -29,7 +35,7 @@ impl Default for DebugConsole {
 #[derive(Debug, Default)]
 struct Begun {
     text: Text,
-    /// Bytes that may be written, and when that was so.
+    /// Bytes that may go out, and when that was so.
     allowance: Allowance,
     /// Bytes that went nowhere since the last line that went out.
     dropped: u64,
@@ -69,14 +75,28 @@ struct Line {
     dropped: u64,
 }
 
+impl Line {
+    /// The bytes that the domain wrote.
+    fn written(&self) -> u64 {
+        (self.text.len() as u64).saturating_add(1)
+    }
+
+    /// The bytes that go out for a domain with such a name.
+    fn emitted(&self, name: &str) -> u64 {
+        let around = name.len().saturating_add(AROUND);
+        let note = if self.dropped == 0 { 0 } else { around.saturating_add(NOTE) };
+        self.text.len().saturating_add(around).saturating_add(note) as u64
+    }
+}
+
 impl Begun {
-    /// Takes text up to the end of a line: the bytes taken, and the line if it may go out.
-    fn take(&mut self, text: &[u8], now: Nanos) -> (usize, Option<Line>) {
+    /// Takes text up to the end of a line: the bytes taken, and the line if it may go out. `name` is the domain's.
+    fn take(&mut self, text: &[u8], name: &str, now: Nanos) -> (usize, Option<Line>) {
         for (index, byte) in text.iter().enumerate() {
             match byte {
-                b'\n' => return (index.saturating_add(1), self.finish(now)),
+                b'\n' => return (index.saturating_add(1), self.finish(name, now)),
                 b'\r' => {}
-                _ if self.text.is_full() => return (index, self.finish(now)),
+                _ if self.text.is_full() => return (index, self.finish(name, now)),
                 // Nothing that a terminal takes for a command.
                 _ => self.text.push(if matches!(byte, b'\t' | b' '..=b'~') { *byte } else { b'?' }),
             }
@@ -84,37 +104,47 @@ impl Begun {
         (text.len(), None)
     }
 
-    fn finish(&mut self, now: Nanos) -> Option<Line> {
-        let text = self.text.take();
-        let length = (text.len() as u64).saturating_add(1);
-        if !self.allowance.draw(length, now) {
-            self.dropped = self.dropped.saturating_add(length);
+    fn finish(&mut self, name: &str, now: Nanos) -> Option<Line> {
+        let line = Line { text: self.text.take(), dropped: core::mem::take(&mut self.dropped) };
+        if !self.allowance.draw(line.emitted(name), now) {
+            self.leave_out(line.dropped.saturating_add(line.written()));
             return None;
         }
-        Some(Line { text, dropped: core::mem::take(&mut self.dropped) })
+        Some(line)
+    }
+
+    /// So many bytes go nowhere.
+    fn leave_out(&mut self, bytes: u64) {
+        self.dropped = self.dropped.saturating_add(bytes);
     }
 }
 
-/// A domain writes to its console, by hypercall or by port.
-pub fn write<M: Machine>(machine: &M, domain: &Domain<M>, text: &[u8]) {
+/// A domain writes to its console, by hypercall or by port. How many bytes were taken; whoever has more goes on with them later, after others
+/// had their turn.
+pub fn write<M: Machine>(machine: &M, domain: &Domain<M>, text: &[u8]) -> usize {
     if domain.is_control() {
-        machine.console_write(domain, text);
-        return;
+        return machine.console_write(domain, text);
     }
-    let mut rest = text;
-    while !rest.is_empty() {
-        let (taken, line) = domain.console.0.lock().take(rest, machine.now());
+    let mut done = 0usize;
+    for _ in 0..LINES {
+        let rest = text.get(done..).unwrap_or_default();
+        if rest.is_empty() {
+            break;
+        }
+        let (taken, line) = domain.console.0.lock().take(rest, &domain.name, machine.now());
         if let Some(line) = line {
             say(machine, domain, &line);
         }
-        rest = rest.get(taken..).unwrap_or_default();
+        done = done.saturating_add(taken);
     }
+    done
 }
 
 /// The domain has stopped: what it has begun to write is all that there will be.
 pub fn finish<M: Machine>(machine: &M, domain: &Domain<M>) {
     let mut begun = domain.console.0.lock();
-    let line = if begun.text.is_empty() && begun.dropped == 0 { None } else { begun.finish(machine.now()) };
+    let line =
+        if begun.text.is_empty() && begun.dropped == 0 { None } else { begun.finish(&domain.name, machine.now()) };
     drop(begun);
     if let Some(line) = line {
         say(machine, domain, &line);
@@ -122,10 +152,18 @@ pub fn finish<M: Machine>(machine: &M, domain: &Domain<M>) {
 }
 
 fn say<M: Machine>(machine: &M, domain: &Domain<M>, line: &Line) {
-    if line.dropped != 0 {
-        machine.console_line(domain, format_args!("[{} bytes dropped: it writes too much]", line.dropped));
-    }
-    machine.console_line(domain, format_args!("{}", core::str::from_utf8(&line.text).unwrap_or_default()));
+    let Line { text, dropped } = line;
+    let text = core::str::from_utf8(text).unwrap_or_default();
+    let lost = if *dropped != 0
+        && !machine.console_line(domain, format_args!("[{dropped} bytes dropped: more than the console takes]"))
+    {
+        dropped.saturating_add(line.written())
+    } else if !machine.console_line(domain, format_args!("{text}")) {
+        line.written()
+    } else {
+        return;
+    };
+    domain.console.0.lock().leave_out(lost);
 }
 
 #[cfg(test)]
@@ -139,7 +177,7 @@ mod tests {
     fn shown(pieces: &[&[u8]]) -> Vec<String> {
         let system = fake::system(64);
         let domain = fake::add_domain(system, 5, 4);
-        pieces.iter().for_each(|piece| write(&system.machine, &domain, piece));
+        pieces.iter().for_each(|piece| assert_eq!(write(&system.machine, &domain, piece), piece.len()));
         finish(&system.machine, &domain);
         core::mem::take(&mut system.machine.lines.lock().unwrap())
     }
@@ -159,29 +197,71 @@ mod tests {
         assert_eq!(shown(&[b"\x1b[2J\ta\x9b\xc3\xa4\x00\n"]), ["?[2J\ta????"]);
     }
 
+    /// Bytes that stand around a line of a fake domain's.
+    const FRAME: u64 = AROUND as u64 + 4;
+
+    /// What went out for a fake domain.
+    fn emitted(lines: &[String]) -> u64 {
+        lines.iter().map(|line| line.len() as u64 + FRAME).sum()
+    }
+
     #[test]
     fn who_writes_too_much_is_cut_short_and_it_is_said() {
         let system = fake::system(64);
         let domain = fake::add_domain(system, 5, 4);
         let line = b"0123456789abcde\n";
-        for _ in 0..BURST / 16 + 100 {
+        let first = BURST / (15 + FRAME);
+        for _ in 0..first + 100 {
             write(&system.machine, &domain, line);
         }
-        assert_eq!(system.machine.lines.lock().unwrap().len() as u64, BURST / 16);
+        assert_eq!(system.machine.lines.lock().unwrap().len() as u64, first);
         system.machine.now.fetch_add(SECOND / 2, core::sync::atomic::Ordering::Relaxed);
         for _ in 0..1000 {
             write(&system.machine, &domain, line);
         }
         let lines = system.machine.lines.lock().unwrap();
-        assert_eq!(lines.len() as u64, BURST / 16 + RATE / 32 + 1);
-        assert_eq!(lines[BURST as usize / 16], "[1600 bytes dropped: it writes too much]");
+        assert_eq!(lines[first as usize], "[1600 bytes dropped: more than the console takes]");
+        let all = emitted(&lines);
+        assert!(all <= BURST + RATE / 2 && all > BURST + RATE / 2 - 2 * (15 + FRAME), "{all}");
+    }
+
+    #[test]
+    fn what_is_put_around_a_line_counts_even_if_there_is_nothing_in_it() {
+        let system = fake::system(64);
+        let domain = fake::add_domain(system, 5, 4);
+        for _ in 0..BURST {
+            write(&system.machine, &domain, b"\n");
+        }
+        let lines = system.machine.lines.lock().unwrap();
+        assert_eq!((lines.len() as u64, emitted(&lines)), (BURST / FRAME, BURST / FRAME * FRAME));
+    }
+
+    #[test]
+    fn many_lines_are_taken_a_few_at_a_time() {
+        let system = fake::system(64);
+        let domain = fake::add_domain(system, 5, 4);
+        assert_eq!(write(&system.machine, &domain, &[b'\n'; 256]), LINES);
+        assert_eq!(system.machine.lines.lock().unwrap().len(), LINES);
+    }
+
+    #[test]
+    fn lines_without_room_are_left_out_and_it_is_said_once_there_is() {
+        let system = fake::system(64);
+        let domain = fake::add_domain(system, 5, 4);
+        let has_room = |has| system.machine.has_room.store(has, core::sync::atomic::Ordering::Relaxed);
+        has_room(false);
+        assert_eq!(write(&system.machine, &domain, b"one\ntwo\n"), 8);
+        has_room(true);
+        assert_eq!(write(&system.machine, &domain, b"three\n"), 6);
+        let lines = system.machine.lines.lock().unwrap();
+        assert_eq!(*lines, ["[8 bytes dropped: more than the console takes]", "three"]);
     }
 
     #[test]
     fn dom0s_text_goes_out_as_it_is() {
         let system = fake::system(64);
         let dom0 = fake::add_domain(system, 0, 4);
-        write(&system.machine, &dom0, b"\x1b[1m no end");
+        assert_eq!(write(&system.machine, &dom0, b"\x1b[1m no end"), 11);
         assert_eq!(*system.machine.written.lock().unwrap(), b"\x1b[1m no end");
         assert!(system.machine.lines.lock().unwrap().is_empty());
     }

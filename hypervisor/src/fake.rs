@@ -73,8 +73,12 @@ pub struct Fake {
     /// Changes of a timer are not worth a word.
     pub told: Mutex<Vec<Told>>,
     pub written: Mutex<Vec<u8>>,
+    /// Bytes that Dom0's console takes at once.
+    pub takes: AtomicUsize,
     /// Of other domains' consoles.
     pub lines: Mutex<Vec<String>>,
+    /// For their lines.
+    pub has_room: AtomicBool,
     pub input: Mutex<VecDeque<u8>>,
     pub ring: Mutex<Vec<u8>>,
     pub wallclock: Mutex<(u64, u32)>,
@@ -97,7 +101,9 @@ impl Default for Fake {
             interrupt: AtomicBool::new(false),
             told: Mutex::default(),
             written: Mutex::default(),
+            takes: AtomicUsize::new(usize::MAX),
             lines: Mutex::default(),
+            has_room: AtomicBool::new(true),
             input: Mutex::default(),
             ring: Mutex::default(),
             wallclock: Mutex::default(),
@@ -219,12 +225,18 @@ impl Machine for Fake {
         self.tell(Told::Stopped(domain.id, reason));
     }
 
-    fn console_write(&self, _domain: &Domain<Self>, text: &[u8]) {
-        self.written.lock().unwrap().extend_from_slice(text);
+    fn console_write(&self, _domain: &Domain<Self>, text: &[u8]) -> usize {
+        let taken = text.len().min(self.takes.load(Ordering::Relaxed));
+        self.written.lock().unwrap().extend_from_slice(&text[..taken]);
+        taken
     }
 
-    fn console_line(&self, _domain: &Domain<Self>, line: core::fmt::Arguments<'_>) {
-        self.lines.lock().unwrap().push(line.to_string());
+    fn console_line(&self, _domain: &Domain<Self>, line: core::fmt::Arguments<'_>) -> bool {
+        let has_room = self.has_room.load(Ordering::Relaxed);
+        if has_room {
+            self.lines.lock().unwrap().push(line.to_string());
+        }
+        has_room
     }
 
     fn console_read(&self, into: &mut [u8]) -> usize {

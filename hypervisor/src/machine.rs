@@ -172,11 +172,12 @@ pub trait Machine: Sized + Send + Sync + 'static {
     /// The domain has shut down, crashed or wants to: stop its vCPUs. For the control domain the machine follows.
     fn domain_stopped(&self, domain: &Domain<Self>, reason: u32);
 
-    /// Dom0 writes to its console.
-    fn console_write(&self, domain: &Domain<Self>, text: &[u8]);
+    /// Dom0 writes to its console. How many bytes it takes now; it waits for a few milliseconds at most, and the rest is to be offered again.
+    fn console_write(&self, domain: &Domain<Self>, text: &[u8]) -> usize;
 
-    /// Another domain has written a line to its own, without control characters. It is shown under the domain's name.
-    fn console_line(&self, domain: &Domain<Self>, line: fmt::Arguments<'_>);
+    /// Another domain has written a line to its own, without control characters. It is shown under the domain's name. False if there is no room
+    /// for it, which nobody waits for.
+    fn console_line(&self, domain: &Domain<Self>, line: fmt::Arguments<'_>) -> bool;
 
     /// Takes input for Dom0's console; the number of bytes taken.
     fn console_read(&self, into: &mut [u8]) -> usize;

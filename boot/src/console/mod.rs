@@ -2,7 +2,8 @@
 //!
 //! Output never waits for the port while there is room to put it aside: it goes to a queue, and the port is fed from there
 //! whenever someone comes by (each message, [`poll`] in the idle loop, the port's interrupt). At 115200 baud a character takes
-//! 87 microseconds, in which a guest could have run. Only a full queue makes the writer wait, so that nothing is lost.
+//! 87 microseconds, in which a guest could have run. If the queue is full, other domains' lines are left out, Dom0 comes back later
+//! with what it could not write, and only Corten's own messages wait. For these there is a part of the queue that no domain fills.
 
 mod input;
 mod ring;
@@ -26,11 +27,28 @@ use uart::Uart;
 const EARLY_ROOM: usize = 4096;
 /// How often a port that takes nothing is tried before its output is thrown away: about a second, at a microsecond a try.
 const PATIENCE: u32 = 1_000_000;
+/// How often it is tried while Dom0 waits: a few milliseconds, in which a port's own buffer goes out.
+const MOMENT: u32 = 4000;
+/// Of the queue, one part in so many is left free by Dom0, and by other domains.
+const LEFT_BY_DOM0: usize = 8;
+const LEFT_BY_OTHERS: usize = 4;
+/// Bytes of Dom0's that are taken at once where they are to be out before it goes on (`sync_console`).
+const AT_ONCE: usize = 32;
 
-struct Console {
-    uart: Option<Uart>,
+/// What a port does for the queue.
+trait Port {
+    /// Gives it bytes, as many as it takes without waiting.
+    fn send(&mut self, bytes: &[u8]) -> usize;
+    /// Has it interrupt when it can take more if `more` says that there is more.
+    fn set_interrupts(&mut self, more: bool);
+}
+
+struct Console<P> {
+    uart: Option<P>,
     /// On its way to the port.
     queue: Queue,
+    /// How often the port was tried, since it last took something, while there was somebody who waited for it.
+    tries: u32,
     /// Corten's messages, for `xl dmesg`.
     history: History,
     input: Input,
@@ -41,7 +59,7 @@ struct Console {
     interrupts: bool,
 }
 
-static CONSOLE: Lock<Option<Console>> = Lock::new(Rank::Console, None);
+static CONSOLE: Lock<Option<Console<Uart>>> = Lock::new(Rank::Console, None);
 
 // What is looked at without the lock.
 /// The port, 0 for none: for emergencies.
@@ -53,7 +71,21 @@ static INPUT: AtomicBool = AtomicBool::new(false);
 
 static DEBUG_KEYS: Once<fn(u8)> = Once::new();
 
-impl Console {
+impl<P: Port> Console<P> {
+    /// One with buffers and nothing else.
+    fn new(history: &'static mut [u8], queue: &'static mut [u8]) -> Self {
+        Self {
+            uart: None,
+            queue: Queue::new(queue),
+            tries: 0,
+            history: History::new(history),
+            input: Input::new(),
+            screen: None,
+            synchronous: false,
+            interrupts: false,
+        }
+    }
+
     /// Feeds the port what it takes without waiting.
     fn pump(&mut self) {
         let Some(uart) = &mut self.uart else {
@@ -73,22 +105,58 @@ impl Console {
         }
     }
 
-    /// Feeds the port until at least `room` bytes can be queued. A port that is stuck loses its output.
+    /// Feeds the port for somebody who waits. A port that is stuck loses its output.
+    fn press(&mut self) {
+        let before = self.queue.room();
+        self.pump();
+        self.tries = if self.queue.room() == before { self.tries + 1 } else { 0 };
+        if self.tries >= PATIENCE {
+            self.tries = 0;
+            self.queue.consume(usize::MAX);
+        }
+    }
+
+    /// Feeds the port until at least `room` bytes can be queued.
     fn make_room(&mut self, room: usize) {
-        let mut tries = 0;
+        self.tries = 0;
         while self.queue.room() < room && !self.queue.is_empty() {
-            let before = self.queue.room();
-            self.pump();
-            if self.queue.room() != before {
-                tries = 0;
-                continue;
-            }
-            tries += 1;
-            if tries == PATIENCE {
-                self.queue.consume(usize::MAX);
-            }
+            self.press();
             core::hint::spin_loop();
         }
+    }
+
+    /// Bytes that can be queued if one part in `parts` of the queue is left free; as many as there may be without a port, which takes them all.
+    fn room_beside(&self, parts: usize) -> usize {
+        match self.uart {
+            Some(_) => self.queue.room().saturating_sub(self.queue.capacity() / parts),
+            None => usize::MAX,
+        }
+    }
+
+    /// Takes of Dom0's bytes what there is room for.
+    fn take(&mut self, bytes: &[u8]) -> usize {
+        let most = match self.synchronous {
+            true if self.queue.is_empty() => AT_ONCE,
+            true => 0,
+            false => self.room_beside(LEFT_BY_DOM0),
+        };
+        let count = bytes.len().min(most);
+        self.send(&bytes[..count]);
+        match count {
+            0 if !bytes.is_empty() => self.press(),
+            _ => self.feed(),
+        }
+        count
+    }
+
+    /// Takes a line of another domain's, if there is room for all of it and its longer end.
+    fn take_line(&mut self, line: &[u8]) -> bool {
+        let has_room = line.len() < self.room_beside(LEFT_BY_OTHERS);
+        if has_room {
+            self.say(line);
+        }
+        self.pump();
+        has_room
     }
 
     fn send(&mut self, mut bytes: &[u8]) {
@@ -130,7 +198,7 @@ impl Console {
 }
 
 /// Runs `f` with the console, if there is one yet.
-fn with<R>(f: impl FnOnce(&mut Console) -> R) -> Option<R> {
+fn with<R>(f: impl FnOnce(&mut Console<Uart>) -> R) -> Option<R> {
     CONSOLE.lock().as_mut().map(f)
 }
 
@@ -142,15 +210,7 @@ pub fn init(serial: Option<&SerialOptions>) -> Option<u16> {
     if console.is_none() {
         let history: &'static mut [u8; EARLY_ROOM] = SpinMutexGuard::leak(HISTORY.try_lock()?);
         let queue: &'static mut [u8; EARLY_ROOM] = SpinMutexGuard::leak(QUEUE.try_lock()?);
-        *console = Some(Console {
-            uart: None,
-            queue: Queue::new(queue),
-            history: History::new(history),
-            input: Input::new(),
-            screen: None,
-            synchronous: false,
-            interrupts: false,
-        });
+        *console = Some(Console::new(history, queue));
     }
     let console = console.as_mut()?;
     console.uart = serial.and_then(Uart::open);
@@ -203,12 +263,22 @@ pub fn write(text: &[u8]) {
     });
 }
 
-/// Sends what Dom0 writes to its console, as it is.
-pub fn write_guest(bytes: &[u8]) {
-    with(|console| {
-        console.send(bytes);
-        console.feed();
-    });
+/// Sends what Dom0 writes to its console, as it is. How much of it: if there is no room, this waits a moment for some, in which others have the
+/// console, too.
+pub fn write_dom0(bytes: &[u8]) -> usize {
+    for _ in 0..MOMENT {
+        let taken = with(|console| console.take(bytes)).unwrap_or(bytes.len());
+        if taken != 0 || bytes.is_empty() {
+            return taken;
+        }
+        core::hint::spin_loop();
+    }
+    0
+}
+
+/// Says a line of another domain's. False if there is no room for it. Nobody waits for it, with `sync_console` either.
+pub fn offer_line(line: &[u8]) -> bool {
+    with(|console| console.take_line(line)).unwrap_or(true)
 }
 
 /// Takes input for Dom0: the number of bytes.
@@ -368,5 +438,93 @@ impl Write for Emergency {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOM: usize = 1024;
+
+    /// A port that takes so many bytes yet.
+    struct Fake(usize);
+
+    impl Port for Fake {
+        fn send(&mut self, bytes: &[u8]) -> usize {
+            let count = bytes.len().min(self.0);
+            self.0 -= count;
+            count
+        }
+
+        fn set_interrupts(&mut self, _: bool) {}
+    }
+
+    fn console(takes: usize) -> Console<Fake> {
+        let buffer = || Box::leak(vec![0; ROOM].into_boxed_slice());
+        Console { uart: Some(Fake(takes)), ..Console::new(buffer(), buffer()) }
+    }
+
+    /// Has a domain write until there is no room.
+    fn fill(console: &mut Console<Fake>, dom0: bool) {
+        let line = b"(d1) a line\n";
+        while if dom0 { console.take(line) != 0 } else { console.take_line(line) } {}
+    }
+
+    #[test]
+    fn nobody_waits_for_another_domains_line() {
+        let mut console = console(0);
+        fill(&mut console, false);
+        let left = console.queue.room();
+        assert!((ROOM / LEFT_BY_OTHERS..ROOM / LEFT_BY_OTHERS + 13).contains(&left), "{left}");
+        assert_eq!(console.tries, 0);
+        console.uart = Some(Fake(100));
+        assert!(!console.take_line(b"(d1) too early\n"));
+        assert!(console.take_line(b"(d1) again\n"));
+    }
+
+    #[test]
+    fn there_is_room_for_what_corten_says_whatever_domains_write() {
+        let mut console = console(0);
+        fill(&mut console, false);
+        fill(&mut console, true);
+        assert_eq!(console.queue.room(), ROOM / LEFT_BY_DOM0);
+        console.say(b"(corten) what it is\n");
+        assert_eq!((console.queue.room(), console.tries), (ROOM / LEFT_BY_DOM0 - 21, 1), "no try but Dom0's last one");
+    }
+
+    #[test]
+    fn dom0_comes_back_with_what_there_is_no_room_for() {
+        let mut console = console(0);
+        let text = [b'x'; ROOM];
+        assert_eq!(console.take(&text), ROOM - ROOM / LEFT_BY_DOM0);
+        assert_eq!((console.take(&text), console.take(&[])), (0, 0));
+        console.uart = Some(Fake(16));
+        assert_eq!((console.take(&text), console.take(&text)), (0, 16));
+    }
+
+    #[test]
+    fn a_port_that_is_stuck_loses_its_output_in_the_end() {
+        let mut console = console(0);
+        fill(&mut console, true);
+        let tries = (1u32..).find(|_| console.take(b"x") != 0);
+        assert!(tries.is_some_and(|tries| tries.abs_diff(PATIENCE) <= 1), "{tries:?}");
+    }
+
+    #[test]
+    fn what_is_to_be_out_at_once_is_taken_a_little_at_a_time() {
+        let mut console = console(40);
+        console.synchronous = true;
+        assert_eq!(console.take(&[b'x'; 100]), AT_ONCE);
+        assert!(console.queue.is_empty());
+        assert!(console.take_line(b"(d1) a line\n"));
+        assert_eq!(console.take(b"x"), 0, "not before the line is out");
+    }
+
+    #[test]
+    fn without_a_port_everything_is_taken() {
+        let mut console = Console::<Fake> { uart: None, ..console(0) };
+        assert_eq!(console.take(&[b'x'; 2 * ROOM]), 2 * ROOM);
+        assert!((0..ROOM).all(|_| console.take_line(b"(d1) a line\n")));
     }
 }

@@ -17,6 +17,11 @@ impl Queue {
         self.len == 0
     }
 
+    /// Bytes that there is room for while it is empty.
+    pub fn capacity(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// Bytes that there is room for.
     pub fn room(&self) -> usize {
         self.buffer.len() - self.len

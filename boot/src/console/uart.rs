@@ -63,11 +63,6 @@ impl Uart {
         self.base
     }
 
-    /// Gives it bytes, as many as it takes without waiting (none, or up to a FIFO's worth).
-    pub fn send(&mut self, bytes: &[u8]) -> usize {
-        self.device.send_bytes(bytes)
-    }
-
     /// Everything that it was given is on the line: not even its FIFO holds anything.
     pub fn is_idle(&self) -> bool {
         const LINE_STATUS: u16 = 5;
@@ -81,19 +76,26 @@ impl Uart {
         self.device.try_receive_byte().ok()
     }
 
-    /// Has it interrupt for received bytes, and when it can take more if `more` says that there is more.
-    pub fn set_interrupts(&mut self, more: bool) {
+    /// Reads the reason for an interrupt, which is how the device knows that it was taken.
+    pub fn acknowledge(&mut self) {
+        let _ = self.device.isr();
+    }
+}
+
+impl super::Port for Uart {
+    /// None, or up to a FIFO's worth.
+    fn send(&mut self, bytes: &[u8]) -> usize {
+        self.device.send_bytes(bytes)
+    }
+
+    /// It also interrupts for received bytes.
+    fn set_interrupts(&mut self, more: bool) {
         let wanted = if more { IER::DATA_READY | IER::THR_EMPTY } else { IER::DATA_READY };
         if wanted != self.interrupts {
             self.device.disable_interrupts(self.interrupts - wanted);
             self.device.enable_interrupts(wanted);
             self.interrupts = wanted;
         }
-    }
-
-    /// Reads the reason for an interrupt, which is how the device knows that it was taken.
-    pub fn acknowledge(&mut self) {
-        let _ = self.device.isr();
     }
 }
 

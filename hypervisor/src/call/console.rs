@@ -19,13 +19,12 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
     let buffer = caller.handle::<u8>(buffer);
     match command as u32 {
         CONSOLEIO_WRITE => {
-            let turn = count.min(TURN);
-            write(caller, buffer, turn)?;
-            let rest = count.saturating_sub(turn);
+            let done = write(caller, buffer, count.min(TURN))?;
+            let rest = count.saturating_sub(done);
             if rest == 0 {
                 return Ok(Outcome::Return(0));
             }
-            let next = buffer.byte_add(turn.into()).ok_or(Errno::EFAULT)?;
+            let next = buffer.byte_add(done.into()).ok_or(Errno::EFAULT)?;
             Ok(Outcome::Continue([command, rest.into(), next.address(), fourth, fifth]))
         }
         CONSOLEIO_READ => {
@@ -40,7 +39,8 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
     }
 }
 
-fn write<M: Machine>(caller: &mut Caller<'_, M>, buffer: GuestHandle<u8>, count: u32) -> Result<(), Errno> {
+/// Writes so much, or as much as is taken now: how many bytes.
+fn write<M: Machine>(caller: &mut Caller<'_, M>, buffer: GuestHandle<u8>, count: u32) -> Result<u32, Errno> {
     let mut piece = [0u8; PIECE];
     let mut done = 0u32;
     while done < count {
@@ -48,10 +48,13 @@ fn write<M: Machine>(caller: &mut Caller<'_, M>, buffer: GuestHandle<u8>, count:
         let piece = piece.get_mut(..length as usize).ok_or(Errno::EINVAL)?;
         let from = buffer.byte_add(done.into()).ok_or(Errno::EFAULT)?;
         caller.read_bytes(from.address(), piece)?;
-        console::write(&caller.system.machine, caller.domain, piece);
-        done = done.saturating_add(length);
+        let taken = console::write(&caller.system.machine, caller.domain, piece) as u32;
+        done = done.saturating_add(taken);
+        if taken < length {
+            break;
+        }
     }
-    Ok(())
+    Ok(done)
 }
 
 /// Takes what input there is, as far as there is room.
@@ -93,6 +96,22 @@ mod tests {
         assert_eq!(*dom0.system.machine.written.lock().unwrap(), text);
         assert_eq!(dom0.call(CONSOLE_IO, &[CONSOLEIO_WRITE.into(), 1 << 32, 0xdead_0000]).0, 0, "counts have 32 bits");
         assert_eq!(dom0.call(CONSOLE_IO, &[CONSOLEIO_WRITE.into(), 5, page(16) - 3]).0, Errno::EFAULT.as_return());
+    }
+
+    #[test]
+    fn what_is_not_taken_at_once_is_written_later() {
+        let mut dom0 = dom0();
+        let machine = &dom0.system.machine;
+        let text: Vec<u8> = (0..1000u32).map(|index| index as u8).collect();
+        dom0.poke(page(1), &*text);
+        let ask = [CONSOLEIO_WRITE.into(), 1000, page(1)];
+        machine.takes.store(0, core::sync::atomic::Ordering::Relaxed);
+        let [command, count, at] = ask;
+        let again = dom0.call_once(CONSOLE_IO, [command, count, at, 0, 0]);
+        assert_eq!(again, Outcome::Continue([command, count, at, 0, 0]));
+        machine.takes.store(90, core::sync::atomic::Ordering::Relaxed);
+        assert_eq!(dom0.call(CONSOLE_IO, &ask), (0, 11));
+        assert_eq!(*machine.written.lock().unwrap(), text);
     }
 
     #[test]

@@ -214,7 +214,11 @@ const fn beside(name: &'static str, guest: &'static str) -> Beside {
 
 const BESIDE: &[Beside] = &[
     Beside { vcpus: 2, says: &["a line by port 0xe9, ?[7mharmless"], ..beside("plain", "domain_checks") },
-    Beside { told: "flood=1", says: &["bytes dropped: it writes too much]"], ..beside("loud", "domain_checks") },
+    Beside {
+        told: "flood=1",
+        says: &["bytes dropped: more than the console takes]"],
+        ..beside("loud", "domain_checks")
+    },
     Beside { vcpus: 2, told: "halt=1", checks: false, says: &["halts"], ..beside("halted", "domain_checks") },
     Beside { checks: false, ends: "reboots", ..beside("fault", "triple_fault") },
     Beside { checks: false, ends: "has crashed", ..beside("crash", "shutdown_crash") },
