@@ -40,11 +40,16 @@ pub fn domctl<T: IntoBytes + Immutable>(cmd: u32, domain: DomainId, argument: &T
     checked(hypercall::call(DOMCTL, [core::ptr::from_mut(&mut op) as u64, 0, 0, 0, 0])).map(|()| op)
 }
 
+/// A sysctl; the argument as it came back.
+pub fn sysctl<T: IntoBytes + Immutable>(cmd: u32, argument: &T) -> Result<Sysctl, Failed> {
+    let mut op = Sysctl { cmd, interface_version: XEN_SYSCTL_INTERFACE_VERSION, ..Sysctl::default() };
+    op.u.set(argument);
+    checked(hypercall::call(SYSCTL, [core::ptr::from_mut(&mut op) as u64, 0, 0, 0, 0])).map(|()| op)
+}
+
 /// What the machine has.
 pub fn physinfo() -> Result<PhysInfo, Failed> {
-    let mut op =
-        Sysctl { cmd: XEN_SYSCTL_PHYSINFO, interface_version: XEN_SYSCTL_INTERFACE_VERSION, ..Sysctl::default() };
-    checked(hypercall::call(SYSCTL, [core::ptr::from_mut(&mut op) as u64, 0, 0, 0, 0])).map(|()| op.u.get())
+    sysctl(XEN_SYSCTL_PHYSINFO, &PhysInfo::default()).map(|op| op.u.get())
 }
 
 /// The module that came with the guest.
@@ -79,19 +84,23 @@ impl Child {
         child.control(XEN_DOMCTL_MAX_VCPUS, &MaxVcpus { max: vcpus })?;
         child.control(XEN_DOMCTL_MAX_MEM, &MaxMem { max_memkb: mib << 10 })?;
         for extent in 0..mib / 2 {
-            let gfn = extent * 512;
-            let mut request = MemoryReservation {
-                extent_start: GuestHandle::new(core::ptr::from_ref(&gfn) as u64),
-                nr_extents: 1,
-                extent_order: 9,
-                domid: child.0,
-                ..MemoryReservation::default()
-            };
-            if hypercall::op(MEMORY_OP, XENMEM_POPULATE_PHYSMAP, &mut request) != 1 {
+            if !child.populate(extent * 512, 9) {
                 return Err(-12);
             }
         }
         Ok(child)
+    }
+
+    /// Gives it a block of `2^order` pages.
+    pub fn populate(&self, gfn: u64, order: u32) -> bool {
+        let mut request = MemoryReservation {
+            extent_start: GuestHandle::new(core::ptr::from_ref(&gfn) as u64),
+            nr_extents: 1,
+            extent_order: order,
+            domid: self.0,
+            ..MemoryReservation::default()
+        };
+        hypercall::op(MEMORY_OP, XENMEM_POPULATE_PHYSMAP, &mut request) == 1
     }
 
     pub fn control<T: IntoBytes + Immutable>(&self, cmd: u32, argument: &T) -> Result<Domctl, Failed> {

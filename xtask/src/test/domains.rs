@@ -27,14 +27,20 @@ pub fn cases() -> Vec<Case> {
         Case {
             on_xen: false,
             prepare: nothing_to_prepare(),
-            run: Box::new(|context| life(context, LIFE, 300)),
+            run: Box::new(|context| life(context, "domain_life", LIFE, 300)),
             ..debian::case("domains_life", "domains come and go, some of them hostile", SUITE, true)
         },
         Case {
             on_xen: false,
             prepare: nothing_to_prepare(),
-            run: Box::new(|context| life(context, LONG_LIFE, 1800)),
+            run: Box::new(|context| life(context, "domain_life", LONG_LIFE, 1800)),
             ..debian::case("domains_long_life", "200 domains come and go; a million hostile calls", SUITE, false)
+        },
+        Case {
+            on_xen: false,
+            prepare: nothing_to_prepare(),
+            run: Box::new(|context| life(context, "domain_exhausted", "", 300)),
+            ..debian::case("domains_exhausted", "who asks for something without memory is told so", SUITE, true)
         },
         Case {
             on_xen: false,
@@ -88,11 +94,11 @@ pub fn cases() -> Vec<Case> {
 const LIFE: &str = "cycles=a calls=4e20";
 const LONG_LIFE: &str = "cycles=c8 calls=f4240";
 
-/// Dom0 makes domains, and each of them goes without a trace.
-fn life(context: &Context<'_>, told: &str, limit: u64) -> Result<()> {
+/// Dom0 is a guest that makes domains.
+fn life(context: &Context<'_>, guest: &str, told: &str, limit: u64) -> Result<()> {
     let boot = Boot {
         corten_args: "dom0_mem=128M".into(),
-        modules: vec![module(&build::guest("domain_life"), told), module(&build::guest("domain_hostile"), "")],
+        modules: vec![module(&build::guest(guest), told), module(&build::guest("domain_hostile"), "")],
         memory_mib: 1024,
         limit,
         ..Boot::default()
@@ -102,7 +108,7 @@ fn life(context: &Context<'_>, told: &str, limit: u64) -> Result<()> {
     let failures: Vec<&str> = run.console.lines().filter(|line| line.contains(" FAIL")).collect();
     ensure!(failures.is_empty(), "{}", failures.join("\n    "));
     ensure!(
-        run.console.contains("GUEST domain_life DONE ") && run.end == End::PoweredOff,
+        run.console.contains(&format!("GUEST {guest} DONE ")) && run.end == End::PoweredOff,
         "it did not come to its end:\n    {}",
         last_lines(&run.console, 12)
     );
