@@ -6,6 +6,7 @@ use hypervisor::domain::Domain;
 use hypervisor::machine::Machine;
 use hypervisor::system::System;
 use hypervisor::vcpu::hold;
+use mm::Pod;
 
 use crate::machine::{X86, system};
 use crate::percpu;
@@ -71,14 +72,18 @@ fn domains(system: &'static System<X86>) {
             (.., true) => "paused",
             _ => "runs",
         };
+        let (tables, pod) = (domain.p2m.table_frames(), domain.p2m.pod());
         log::info!(
             target: "key",
             "domain {} ({}): {state}; {} KiB and {} KiB of page tables",
             domain.id.0,
             domain.name,
             pages << 2,
-            domain.p2m.table_frames() << 2,
+            tables << 2,
         );
+        if pod != Pod::default() {
+            log::info!(target: "key", "  {} KiB to be populated on demand, {} KiB for that", pod.entries << 2, pod.cache << 2);
+        }
         vcpus(system, domain);
     });
 }

@@ -14,6 +14,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use crate::call;
 use crate::domain::Domain;
 use crate::machine::{Access, Machine, Width};
+use crate::physmap::on_demand;
 use crate::system::System;
 use crate::vcpu::Vcpu;
 
@@ -39,22 +40,44 @@ pub enum Outcome {
     Continue(Arguments),
 }
 
-impl From<Result<(), Errno>> for Outcome {
-    fn from(result: Result<(), Errno>) -> Outcome {
-        Outcome::Return(result.map_or_else(Errno::as_return, |()| 0))
+/// What a handler answers with.
+trait Answer {
+    fn outcome(self, refused: impl FnOnce(Errno) -> Outcome) -> Outcome;
+}
+
+impl Answer for Outcome {
+    #[inline]
+    fn outcome(self, _refused: impl FnOnce(Errno) -> Outcome) -> Outcome {
+        self
     }
 }
 
-impl From<Result<u64, Errno>> for Outcome {
-    fn from(result: Result<u64, Errno>) -> Outcome {
-        Outcome::Return(result.map_or_else(Errno::as_return, |value| value as i64))
+impl Answer for Result<(), Errno> {
+    #[inline]
+    fn outcome(self, refused: impl FnOnce(Errno) -> Outcome) -> Outcome {
+        self.map_or_else(refused, |()| Outcome::Return(0))
     }
 }
 
-impl From<Result<Outcome, Errno>> for Outcome {
-    fn from(result: Result<Outcome, Errno>) -> Outcome {
-        result.unwrap_or_else(|errno| Outcome::Return(errno.as_return()))
+impl Answer for Result<u64, Errno> {
+    #[inline]
+    fn outcome(self, refused: impl FnOnce(Errno) -> Outcome) -> Outcome {
+        self.map_or_else(refused, |value| Outcome::Return(value as i64))
     }
+}
+
+impl Answer for Result<Outcome, Errno> {
+    #[inline]
+    fn outcome(self, refused: impl FnOnce(Errno) -> Outcome) -> Outcome {
+        self.unwrap_or_else(refused)
+    }
+}
+
+#[cold]
+fn refuse<M: Machine>(caller: &Caller<'_, M>, errno: Errno) -> Outcome {
+    // An argument may lie where the caller has no memory left to be populated with.
+    on_demand::crash_if_starved(caller.system, caller.domain);
+    Outcome::Return(errno.as_return())
 }
 
 /// The page behind that of `linear`, from which `len` bytes more are to be there. EFAULT if they reach beyond the end of linear memory.
@@ -257,7 +280,7 @@ macro_rules! hypercalls {
                     if matches!(Who::$who, Who::Control) && !caller.domain.is_control() {
                         return Outcome::Return(Errno::EPERM.as_return());
                     }
-                    $handler(caller, arguments).into()
+                    $handler(caller, arguments).outcome(|errno| refuse(caller, errno))
                 })*
                 _ => Outcome::Return(Errno::ENOSYS.as_return()),
             }

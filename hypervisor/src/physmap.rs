@@ -9,12 +9,14 @@ use core::sync::atomic::Ordering;
 use arrayvec::ArrayVec;
 use mm::addr::{Gfn, Mfn, PageSize};
 use mm::table::{Mapping, MemoryType, PageKind};
-use mm::{Extent, Flush, FrameKind};
+use mm::{Dirty, Extent, Flush, FrameKind, Frames};
 use xen_abi::errno::Errno;
 
 use crate::domain::Domain;
 use crate::machine::Machine;
 use crate::system::System;
+
+pub mod on_demand;
 
 /// Changes that end with one flush.
 const TOGETHER: usize = 32;
@@ -28,6 +30,8 @@ enum Fate {
     GivenUp,
     /// A foreign mapping's reference: given back.
     Released,
+    /// There was no frame: it was to be populated on demand.
+    NeverWas,
 }
 
 /// Pages on their way out of a domain's address space. They are gone from the p2m; dropping this flushes, and then lets the frames go.
@@ -74,7 +78,7 @@ impl<'a, M: Machine> Changes<'a, M> {
 
     /// Empties a gfn if it shows this frame. ENOENT if it does not.
     pub fn remove_frame(&mut self, gfn: Gfn, mfn: Mfn) -> Result<(), Errno> {
-        self.remove_if(gfn, PageSize::Size4K, |mapping| mapping.mfn == mfn)
+        self.remove_if(gfn, PageSize::Size4K, |mapping| mapping.mfn == mfn && mapping.kind != PageKind::OnDemand)
     }
 
     fn remove_page(&mut self, gfn: Gfn, size: PageSize) -> Result<(), Errno> {
@@ -114,6 +118,10 @@ impl<'a, M: Machine> Changes<'a, M> {
 
     fn add(&mut self, mfn: Mfn, size: PageSize, fate: Fate, flush: Flush) {
         self.flush = core::mem::replace(&mut self.flush, Flush::none()).merge(flush);
+        if fate == Fate::NeverWas {
+            on_demand::trim(self.domain, size.frames());
+            return;
+        }
         // There is room: a full list is settled at once.
         let _ = self.gone.try_push((mfn, size, fate));
         if self.gone.is_full() {
@@ -128,7 +136,7 @@ impl<'a, M: Machine> Changes<'a, M> {
         }
         for (mfn, size, fate) in self.gone.drain(..) {
             match fate {
-                Fate::Kept => {}
+                Fate::Kept | Fate::NeverWas => {}
                 Fate::GivenUp => give_up(self.system, self.domain, mfn, size),
                 Fate::Released => self.system.memory.release(mfn),
             }
@@ -164,15 +172,21 @@ fn removable<M: Machine>(
             Ok(Fate::GivenUp)
         }
         PageKind::Foreign | PageKind::ForeignRo => Ok(Fate::Released),
+        PageKind::OnDemand => Ok(Fate::NeverWas),
         PageKind::Mmio | PageKind::MmioReadOnly => Err(Errno::ENOENT),
         PageKind::GrantRw | PageKind::GrantRo | PageKind::Ioreq | PageKind::Broken => Err(Errno::EINVAL),
     }
 }
 
-/// Frames of the domain's own memory go back: to everyone, or, as a one-to-one domain's DMA may still go there, to nobody. Whoever still
-/// refers to them keeps them until they are done.
+/// Frames of the domain's own memory go back: to its own cache, where that has less than is to be populated on demand, to everyone, or, as a
+/// one-to-one domain's DMA may still go there, to nobody. Whoever still refers to them keeps them until they are done.
 fn give_up<M: Machine>(system: &System<M>, domain: &Domain<M>, mfn: Mfn, size: PageSize) {
     let frames = size.frames();
+    if domain.p2m.cache_wants_more() && !domain.control.is_dying() && domain.p2m.keep_in_cache(mfn, size) {
+        // Of a large page, it may be more than is wanted.
+        on_demand::trim(domain, frames);
+        return;
+    }
     domain.pages.fetch_sub(frames, Ordering::Relaxed);
     let whole = !domain.one_to_one && size != PageSize::Size4K;
     if whole && system.memory.free_owned(mfn, size.order(), domain.id).is_ok() {
@@ -190,12 +204,7 @@ fn give_up<M: Machine>(system: &System<M>, domain: &Domain<M>, mfn: Mfn, size: P
 /// not exist.
 pub fn populate<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, order: u8) -> Result<(), Errno> {
     let frames = 1u64.checked_shl(order.into()).ok_or(Errno::EINVAL)?;
-    if domain.control.is_dying() {
-        return Err(Errno::ENOMEM);
-    }
-    let most = domain.max_pages.load(Ordering::Relaxed);
-    let charge = |held: u64| held.checked_add(frames).filter(|total| *total <= most);
-    domain.pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, charge).map_err(|_| Errno::ENOMEM)?;
+    charge(domain, frames)?;
     let populated =
         if domain.one_to_one { take_back(system, domain, gfn, frames) } else { give_new(system, domain, gfn, order) };
     if populated.is_err() {
@@ -204,22 +213,39 @@ pub fn populate<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, or
     populated
 }
 
+/// Counts pages that a domain is about to get. ENOMEM if it would have more than it may, or is on its way out.
+fn charge<M: Machine>(domain: &Domain<M>, frames: u64) -> Result<(), Errno> {
+    if domain.control.is_dying() {
+        return Err(Errno::ENOMEM);
+    }
+    let most = domain.max_pages.load(Ordering::Relaxed);
+    let add = |held: u64| held.checked_add(frames).filter(|total| *total <= most);
+    domain.pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).map(|_| ()).map_err(|_| Errno::ENOMEM)
+}
+
 fn give_new<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, order: u8) -> Result<(), Errno> {
     let frames = 1u64.wrapping_shl(order.into());
-    let claimed = system.draw_on_claim(domain, frames)?;
-    let given = system.memory.allocate(order, None).map_err(Errno::from).and_then(|block| {
-        let mfn = block.scrub().give_to(domain.id);
-        let filled = fill(system, domain, gfn, mfn, frames);
-        if filled.is_err() {
-            let freed = system.memory.free_owned(mfn, order, domain.id);
-            debug_assert_eq!(freed, Ok(()), "nobody has seen it");
-        }
-        filled
-    });
-    if given.is_err() {
+    let (block, claimed) = draw(system, domain, order)?;
+    let mfn = block.scrub().give_to(domain.id);
+    let filled = fill(system, domain, gfn, mfn, frames);
+    if filled.is_err() {
+        let freed = system.memory.free_owned(mfn, order, domain.id);
+        debug_assert_eq!(freed, Ok(()), "nobody has seen it");
         system.restore_claim(domain, claimed);
     }
-    given
+    filled
+}
+
+/// Takes free frames for a domain, and how many of them it had a claim to. ENOMEM if there is no such block, or others have a claim to it.
+fn draw<M: Machine>(system: &System<M>, domain: &Domain<M>, order: u8) -> Result<(Frames<Dirty>, u64), Errno> {
+    let claimed = system.draw_on_claim(domain, 1u64.wrapping_shl(order.into()))?;
+    match system.memory.allocate(order, None) {
+        Ok(block) => Ok((block, claimed)),
+        Err(why) => {
+            system.restore_claim(domain, claimed);
+            Err(why.into())
+        }
+    }
 }
 
 /// Frames of a one-to-one domain come back to where they were.
@@ -259,6 +285,7 @@ pub fn move_page<M: Machine>(system: &System<M>, domain: &Domain<M>, from: Gfn, 
         let own = mapping.kind.is_own_memory() && state.kind() == FrameKind::Owned && state.owner() == domain.id;
         if own { Ok(()) } else { Err(Errno::EACCES) }
     };
+    on_demand::populate(system, domain, from)?;
     if from == to {
         return domain.p2m.lookup(from).as_ref().map_or(Err(Errno::EACCES), own);
     }
@@ -300,7 +327,7 @@ fn copy_over<M: Machine>(system: &System<M>, domain: &Domain<M>, from: Mfn, to: 
 /// more; grants are let go by their handles.
 pub fn relinquish<M: Machine>(system: &System<M>, domain: &Domain<M>, at: &mut Gfn, budget: u64) -> bool {
     const LARGE: u64 = PageSize::Size2M.frames();
-    let mut left = budget;
+    let mut left = budget.saturating_sub(on_demand::shrink(domain, 0, budget));
     while left > 0 {
         // A leaf, whole or what is left of it: its parts below are gone.
         let Some(extent) = domain.p2m.next_mapped(*at) else { return true };

@@ -61,7 +61,7 @@ impl PageFormat for Format {
 
     fn leaf(&self, mfn: Mfn, size: PageSize, kind: PageKind, memory: MemoryType) -> u64 {
         assert!(size <= self.largest, "{size:?} pages do not exist here");
-        assert!(mfn.is_aligned(size.frames()) || kind == PageKind::Ioreq, "{mfn} is not aligned to {size:?}");
+        assert!(mfn.is_aligned(size.frames()) || matches!(kind, PageKind::Ioreq | PageKind::OnDemand), "{mfn} is not aligned to {size:?}");
         MARK | 0b11 | (kind as u64) << 2 | (memory as u64) << 6 | mfn.phys().0 & FRAME_MASK
     }
 
@@ -110,7 +110,10 @@ impl CachingTlb {
             return Some(*mapping);
         }
         let mapping = p2m.lookup(gfn)?;
-        self.cached.insert(gfn, mapping);
+        // A page that is not there is looked for anew each time.
+        if mapping.kind.readable() {
+            self.cached.insert(gfn, mapping);
+        }
         Some(mapping)
     }
 

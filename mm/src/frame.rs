@@ -24,7 +24,7 @@ pub enum FrameKind {
     Owned = 4,
     /// A page of the host's making that a domain shares and is charged for.
     Shared = 5,
-    /// A frame that its one-to-one owner has given up but nobody else may have.
+    /// A frame that is its owner's, though not of its memory: a one-to-one domain has given it up, or it waits to be populated on demand.
     Parked = 6,
     /// Given up by its owner; freed when the last reference goes.
     Doomed = 7,
@@ -80,7 +80,7 @@ impl FrameState {
         }
     }
 
-    /// Whether a free block is known to be all zeroes.
+    /// Whether a free block, or a frame that was put aside, is known to be all zeroes.
     #[inline]
     pub(crate) const fn clean(self) -> bool {
         self.0 & Self::CLEAN != 0

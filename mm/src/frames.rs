@@ -72,6 +72,18 @@ impl<State> Frames<State> {
 }
 
 impl Frames<Dirty> {
+    /// Puts the frames aside for the domain, whatever is in them: it has them, but sees none of them yet. The first is returned; what becomes of
+    /// them is for [`Memory::take_parked`] and [`Memory::free_parked`].
+    pub(crate) fn park_for(self, owner: DomainId) -> Mfn {
+        let count = self.count();
+        let (memory, block) = self.into_parts();
+        let parked = FrameState::new(FrameKind::Parked, owner).with_clean(block.clean);
+        for slot in memory.slots(block.head, count) {
+            slot.set(parked);
+        }
+        block.head
+    }
+
     /// Whether scrubbing has nothing to do.
     pub fn is_known_clean(&self) -> bool {
         self.block.clean

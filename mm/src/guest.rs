@@ -11,12 +11,16 @@ use xen_abi::errno::Errno;
 use crate::addr::{GuestPhys, HostPhys, PAGE_SIZE};
 use crate::memory::Memory;
 use crate::p2m::{Cached, P2m};
-use crate::table::{Mapping, PageFormat};
+use crate::table::{PageFormat, PageKind};
 
 /// Where `at` is in the machine's memory, if there is memory and it may be used so.
 #[inline]
-fn place(mapping: Option<Mapping>, at: GuestPhys, write: bool) -> Result<HostPhys, Errno> {
-    match mapping {
+fn place<F: PageFormat>(p2m: &P2m<F>, at: GuestPhys, write: bool) -> Result<HostPhys, Errno> {
+    let found = match p2m.lookup(at.gfn()) {
+        Some(found) if found.kind == PageKind::OnDemand => p2m.touch(at.gfn()).ok(),
+        found => found,
+    };
+    match found {
         Some(found) if found.kind.is_memory() && (!write || found.kind.writable()) => {
             Ok(HostPhys(found.mfn.phys().0 | at.page_offset() as u64))
         }
@@ -58,7 +62,7 @@ impl<'a, F: PageFormat> GuestMemory<'a, F> {
         while let Some((chunk, rest)) =
             to.split_at_mut_checked(piece(at, to.len())).filter(|(chunk, _)| !chunk.is_empty())
         {
-            self.memory.window().copy_from(place(self.p2m.lookup(at.gfn()), at, false)?, chunk)?;
+            self.memory.window().copy_from(place(self.p2m, at, false)?, chunk)?;
             at = at.plus(chunk.len() as u64);
             to = rest;
         }
@@ -73,7 +77,7 @@ impl<'a, F: PageFormat> GuestMemory<'a, F> {
         while let Some((chunk, rest)) =
             from.split_at_checked(piece(at, from.len())).filter(|(chunk, _)| !chunk.is_empty())
         {
-            self.memory.window().copy_to(place(self.p2m.lookup(at.gfn()), at, true)?, chunk)?;
+            self.memory.window().copy_to(place(self.p2m, at, true)?, chunk)?;
             at = at.plus(chunk.len() as u64);
             from = rest;
         }
@@ -88,7 +92,7 @@ impl<'a, F: PageFormat> GuestMemory<'a, F> {
         const ZEROES: [u8; 256] = [0; 256];
         while len > 0 {
             let count = if at.page_offset() == 0 && len >= PAGE_SIZE as u64 {
-                self.memory.window().zero_frame(place(self.p2m.lookup(at.gfn()), at, true)?.mfn())?;
+                self.memory.window().zero_frame(place(self.p2m, at, true)?.mfn())?;
                 PAGE_SIZE as u64
             } else {
                 let most = PAGE_SIZE.wrapping_sub(at.page_offset()).min(ZEROES.len()) as u64;
@@ -108,7 +112,7 @@ impl<'a, F: PageFormat> GuestMemory<'a, F> {
     /// EFAULT where there is no memory or `at` is not aligned.
     #[inline]
     pub fn load_u64(&self, at: GuestPhys) -> Result<u64, Errno> {
-        Ok(self.memory.window().read_u64(place(self.p2m.lookup(at.gfn()), at, false)?)?)
+        Ok(self.memory.window().read_u64(place(self.p2m, at, false)?)?)
     }
 
     /// Replaces an aligned 64-bit word if it still is `current`, in one piece; whether it was. For the accessed and dirty
@@ -118,7 +122,7 @@ impl<'a, F: PageFormat> GuestMemory<'a, F> {
     /// EFAULT where there is no memory, it is read-only or `at` is not aligned.
     #[inline]
     pub fn compare_exchange_u64(&self, at: GuestPhys, current: u64, new: u64) -> Result<bool, Errno> {
-        let word: &AtomicU64 = self.memory.window().atomic_u64(place(self.p2m.lookup(at.gfn()), at, true)?)?;
+        let word: &AtomicU64 = self.memory.window().atomic_u64(place(self.p2m, at, true)?)?;
         Ok(word.compare_exchange(current, new, Ordering::AcqRel, Ordering::Relaxed).is_ok())
     }
 }
@@ -163,7 +167,7 @@ mod tests {
     use crate::addr::{Gfn, Mfn, PageSize};
     use crate::fake;
     use crate::p2m::P2mCache;
-    use crate::table::{MemoryType, PageKind};
+    use crate::table::MemoryType;
 
     const OWNER: DomainId = DomainId(1);
 

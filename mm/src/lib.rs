@@ -41,7 +41,7 @@ pub use guest::GuestMemory;
 pub use heap::{Heap, try_arc, try_box, try_concat, try_vec};
 pub use lock::{Lock, Rank};
 pub use memory::{FrameRef, Memory, OutOfMemory};
-pub use p2m::{Cached, Extent, Flush, P2m, P2mCache};
+pub use p2m::{Cached, Extent, Flush, P2m, P2mCache, Pod};
 pub use rangeset::RangeSet;
 pub use shared::SharedPage;
 pub use table::{Entry, Mapping, MemoryType, PageFormat, PageKind};

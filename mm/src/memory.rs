@@ -270,20 +270,67 @@ impl Memory {
     /// # Errors
     /// EINVAL if not all are owned memory, EPERM if not all are `owner`'s, EBUSY if some are referenced; nothing is freed then.
     pub fn free_owned(&self, mfn: Mfn, order: u8, owner: DomainId) -> Result<(), Errno> {
+        let free = |state| owned_and_unreferenced(state, owner).map(|()| FrameState::NONE);
+        self.change_block(mfn, order, free, FrameState::new(FrameKind::Owned, owner))?;
+        self.put_back(Block { head: mfn, order, clean: false });
+        Ok(())
+    }
+
+    /// Changes the states of all frames of a block, or, if `change` refuses one, of none: they are `before` then.
+    fn change_block(
+        &self,
+        mfn: Mfn,
+        order: u8,
+        change: impl Fn(FrameState) -> Result<FrameState, Errno>,
+        before: FrameState,
+    ) -> Result<(), Errno> {
         let count = 1u64.checked_shl(order.into()).filter(|count| mfn.is_aligned(*count)).ok_or(Errno::EINVAL)?;
         if order > Self::MAX_ORDER {
             return Err(Errno::EINVAL);
         }
         let slots = self.table.slots(mfn, count).ok_or(Errno::EINVAL)?;
         for (done, slot) in slots.iter().enumerate() {
-            if let Err(error) = slot.update(|state| owned_and_unreferenced(state, owner).map(|()| FrameState::NONE)) {
+            if let Err(error) = slot.update(&change) {
                 for slot in slots.iter().take(done) {
-                    slot.set(FrameState::new(FrameKind::Owned, owner));
+                    slot.set(before);
                 }
                 return Err(error);
             }
         }
-        self.put_back(Block { head: mfn, order, clean: false });
+        Ok(())
+    }
+
+    /// Puts `2^order` frames of `owner`'s memory aside, which are in no p2m any more.
+    ///
+    /// # Errors
+    /// As for [`free_owned`](Self::free_owned); none is put aside then.
+    pub(crate) fn park_block(&self, mfn: Mfn, order: u8, owner: DomainId) -> Result<(), Errno> {
+        let parked = FrameState::new(FrameKind::Parked, owner);
+        let park = |state| owned_and_unreferenced(state, owner).map(|()| parked);
+        self.change_block(mfn, order, park, FrameState::new(FrameKind::Owned, owner))
+    }
+
+    /// Makes `2^order` frames that were put aside `owner`'s memory, all zeroes.
+    ///
+    /// # Errors
+    /// EINVAL if not all are parked, EPERM if not all are `owner`'s; none is taken then.
+    pub(crate) fn take_parked(&self, mfn: Mfn, order: u8, owner: DomainId) -> Result<(), Errno> {
+        let before = self.state(mfn);
+        if !before.clean() {
+            self.window.zero_frames(mfn, 1u64.wrapping_shl(order.into()))?;
+        }
+        let take = |state| parked(state, owner).map(|()| FrameState::new(FrameKind::Owned, owner));
+        self.change_block(mfn, order, take, before)
+    }
+
+    /// Frees `2^order` frames that were put aside.
+    ///
+    /// # Errors
+    /// As for [`take_parked`](Self::take_parked).
+    pub(crate) fn free_parked(&self, mfn: Mfn, order: u8, owner: DomainId) -> Result<(), Errno> {
+        let before = self.state(mfn);
+        self.change_block(mfn, order, |state| parked(state, owner).map(|()| FrameState::NONE), before)?;
+        self.put_back(Block { head: mfn, order, clean: before.clean() });
         Ok(())
     }
 
@@ -376,6 +423,14 @@ fn owned_and_unreferenced(state: FrameState, owner: DomainId) -> Result<(), Errn
         Err(Errno::EBUSY)
     } else {
         Ok(())
+    }
+}
+
+fn parked(state: FrameState, owner: DomainId) -> Result<(), Errno> {
+    match state.kind() {
+        FrameKind::Parked if state.owner() == owner => Ok(()),
+        FrameKind::Parked => Err(Errno::EPERM),
+        _ => Err(Errno::EINVAL),
     }
 }
 

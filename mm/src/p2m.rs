@@ -5,6 +5,7 @@
 
 mod cache;
 mod flush;
+mod pod;
 mod runs;
 mod single;
 mod spare;
@@ -13,6 +14,7 @@ mod visit;
 
 pub use cache::{Cached, P2mCache};
 pub use flush::Flush;
+pub use pod::Pod;
 pub use visit::Extent;
 
 use core::ops::{ControlFlow, Range};
@@ -21,12 +23,19 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use xen_abi::errno::Errno;
 use xen_abi::types::DomainId;
 
+use self::pod::Cache;
 use self::runs::Runs;
 use self::spare::Spare;
 use crate::addr::{Gfn, Mfn, PageSize};
 use crate::lock::{Guard, Lock, Rank};
 use crate::memory::{FrameRef, Memory};
 use crate::table::{Entry, Mapping, MemoryType, PageFormat, PageKind};
+
+/// What belongs to whoever changes the map.
+struct Edit {
+    retired: Retired,
+    cache: Cache,
+}
 
 /// Tables that are out of the tree but may still be looked at; a list through the frame table.
 struct Retired {
@@ -58,7 +67,8 @@ pub struct P2m<F: PageFormat> {
     /// The end of all that was ever mapped.
     reached: AtomicU64,
     spare: Spare,
-    edit: Lock<Retired>,
+    pod: pod::Counts,
+    edit: Lock<Edit>,
 }
 
 impl<F: PageFormat> core::fmt::Debug for P2m<F> {
@@ -107,7 +117,11 @@ impl<F: PageFormat> P2m<F> {
             limit: AtomicU64::new(u64::MAX),
             reached: AtomicU64::new(0),
             spare: Spare::none(),
-            edit: Lock::new(Rank::P2m, Retired { head: None, newest: 0, now: false }),
+            pod: pod::Counts::none(),
+            edit: Lock::new(
+                Rank::P2m,
+                Edit { retired: Retired { head: None, newest: 0, now: false }, cache: Cache::none() },
+            ),
         })
     }
 
@@ -225,10 +239,14 @@ impl<F: PageFormat> P2m<F> {
     /// moment, or is done for another domain.
     ///
     /// # Errors
-    /// EINVAL if there is no memory, EPERM if it is not the domain's own, EAGAIN if it was taken away meanwhile.
+    /// EINVAL if there is no memory, EPERM if it is not the domain's own, EAGAIN if it was taken away meanwhile, ENOMEM if it would have to be
+    /// populated, and cannot be.
     pub fn reference(&self, gfn: Gfn) -> Result<(FrameRef, Mapping), Errno> {
         let generation = self.generation();
-        let found = self.lookup(gfn).filter(|found| found.kind.is_memory()).ok_or(Errno::EINVAL)?;
+        let found = match self.lookup(gfn).filter(|found| found.kind.is_memory()) {
+            Some(found) => found,
+            None => self.touch(gfn)?,
+        };
         let reference = self.memory.reference(found.mfn, self.owner)?;
         // The frame might have been unmapped and freed and given to the domain anew between the two steps; but nothing is freed
         // before the flush that a new generation stands for.
@@ -288,7 +306,7 @@ impl<F: PageFormat> P2m<F> {
         if mfn.0.checked_add(frames).is_none_or(|end| end > Self::MAX_MFN) {
             return Err(Errno::EINVAL);
         }
-        let mut retired = self.edit.lock();
+        let mut edit = self.edit.lock();
         check()?;
         let runs =
             Runs { at: range.start, end: range.end, shift: mfn.0.wrapping_sub(gfn.0), largest: self.format.largest() };
@@ -303,21 +321,21 @@ impl<F: PageFormat> P2m<F> {
             for step in 0..run.count {
                 let at = run.gfn.wrapping_add(step.wrapping_mul(run.size.frames()));
                 let Some(entry) = self.entry(table, index(at, level)) else { continue };
-                let new =
-                    Mapping { mfn: Mfn(at.wrapping_add(mfn.0.wrapping_sub(gfn.0))), size: run.size, kind, memory };
+                let mfn = frame(kind, Mfn(at.wrapping_add(mfn.0.wrapping_sub(gfn.0))));
+                let new = Mapping { mfn, size: run.size, kind, memory };
                 match self.format.decode(entry.load(Ordering::Acquire), level) {
                     Entry::Leaf(old) if old == new => continue,
                     old => {
                         entry.store(self.format.leaf(new.mfn, new.size, kind, memory), Ordering::Release);
-                        live |= old != Entry::Empty;
-                        if let Entry::Table(below) = old {
-                            self.retire(&mut retired, below);
+                        live |= self.replaced(&mut edit, old, level, at);
+                        if kind == PageKind::OnDemand {
+                            self.pod.add_entries(run.size.frames());
                         }
                     }
                 }
             }
         }
-        Ok(self.finish(retired, live))
+        Ok(self.finish(edit, live))
     }
 
     /// Makes pages of the kind `from` ones of the kind `to`; others stay.
@@ -326,10 +344,27 @@ impl<F: PageFormat> P2m<F> {
     /// EINVAL for a range beyond the end, ENOMEM if a large page at its edge could not be split; nothing has changed then.
     pub fn change_kind(&self, gfn: Gfn, frames: u64, from: PageKind, to: PageKind) -> Result<Flush, Errno> {
         let range = Self::check_range(gfn, frames)?;
-        let retired = self.edit.lock();
+        let edit = self.edit.lock();
         self.split_edges(&range, |mapping| mapping.kind == from)?;
         let live = self.recast(self.root, F::LEVELS, 0, &range, (from, to));
-        Ok(self.finish(retired, live))
+        Ok(self.finish(edit, live))
+    }
+
+    /// Takes note of an entry at `level`, for `at` and on, that is in the tree no more; whether it may have been live.
+    fn replaced(&self, edit: &mut Edit, old: Entry, level: u8, at: u64) -> bool {
+        match old {
+            Entry::Empty => false,
+            Entry::Leaf(mapping) if mapping.kind == PageKind::OnDemand => {
+                self.pod.remove_entries(mapping.size.frames());
+                false
+            }
+            Entry::Leaf(_) => true,
+            Entry::Table(below) => {
+                self.forget_entries(below, level.wrapping_sub(1), at);
+                self.retire(&mut edit.retired, below);
+                true
+            }
+        }
     }
 
     fn recast(&self, table: Mfn, level: u8, base: u64, range: &Range<u64>, kinds: (PageKind, PageKind)) -> bool {
@@ -356,10 +391,10 @@ impl<F: PageFormat> P2m<F> {
     /// lookup that began before goes on. (A lookup by another domain's CPU that is overtaken could read a frame that is a
     /// table no more; it must take a [reference](Self::reference), which checks the owner of what it found.)
     pub fn reclaim(&self, generation: u64) {
-        let mut retired = self.edit.lock();
-        if retired.newest <= generation {
-            let head = retired.head.take();
-            drop(retired);
+        let mut edit = self.edit.lock();
+        if edit.retired.newest <= generation {
+            let head = edit.retired.head.take();
+            drop(edit);
             self.free_retired(head);
         }
     }
@@ -402,13 +437,13 @@ impl<F: PageFormat> P2m<F> {
     }
 
     /// Ends a change: a new generation if translations were live before.
-    fn finish(&self, mut retired: Guard<'_, Retired>, live: bool) -> Flush {
+    fn finish(&self, mut edit: Guard<'_, Edit>, live: bool) -> Flush {
         if !live {
             return Flush::none();
         }
         let generation = self.generation.load(Ordering::Relaxed).wrapping_add(1);
-        if core::mem::take(&mut retired.now) {
-            retired.newest = generation;
+        if core::mem::take(&mut edit.retired.now) {
+            edit.retired.newest = generation;
         }
         // Whoever reads the new generation also sees the entries that belong to it.
         self.generation.store(generation, Ordering::Release);
@@ -458,7 +493,7 @@ impl<F: PageFormat> P2m<F> {
         let size = PageSize::of_level(below).ok_or(Errno::EIO)?;
         let table = self.new_table(below)?;
         for index in 0..512u64 {
-            let mfn = mapping.mfn.plus(index.wrapping_mul(size.frames()));
+            let mfn = frame(mapping.kind, mapping.mfn.plus(index.wrapping_mul(size.frames())));
             if let Some(small) = self.entry(table, index) {
                 small.store(self.format.leaf(mfn, size, mapping.kind, mapping.memory), Ordering::Relaxed);
             }
@@ -488,13 +523,20 @@ impl<F: PageFormat> P2m<F> {
 impl<F: PageFormat> Drop for P2m<F> {
     /// Frees all tables. By then nothing may use them: the domain's vCPUs are gone and the CPUs have flushed.
     fn drop(&mut self) {
-        let head = self.edit.get_mut().head.take();
+        self.shrink_cache(0, u64::MAX);
+        let head = self.edit.get_mut().retired.head.take();
         self.free_retired(head);
         self.free_tree(self.root, F::LEVELS);
         while let Some(table) = self.spare.take(self.memory) {
             self.memory.free_table(table);
         }
     }
+}
+
+/// What an entry of this kind says of its frame: nothing where there is none, lest a CPU that goes ahead of itself reads what is there.
+#[inline]
+fn frame(kind: PageKind, mfn: Mfn) -> Mfn {
+    if kind == PageKind::OnDemand { Mfn(0) } else { mfn }
 }
 
 /// The entries of a table at `level`, whose first gfn is `base`, that have to do with a range: index and first gfn of each.

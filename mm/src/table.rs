@@ -29,6 +29,8 @@ pub enum PageKind {
     Ioreq = 9,
     /// The frame's memory has failed; there is no access.
     Broken = 10,
+    /// The domain's own memory, once it is touched: there is no frame yet.
+    OnDemand = 11,
 }
 
 impl PageKind {
@@ -47,6 +49,7 @@ impl PageKind {
             8 => Self::ForeignRo,
             9 => Self::Ioreq,
             10 => Self::Broken,
+            11 => Self::OnDemand,
             _ => return None,
         })
     }
@@ -54,7 +57,7 @@ impl PageKind {
     /// Whether the guest may read what is there without an exit.
     #[inline]
     pub const fn readable(self) -> bool {
-        !matches!(self, Self::Ioreq | Self::Broken)
+        !matches!(self, Self::Ioreq | Self::Broken | Self::OnDemand)
     }
 
     /// Whether the guest may write there without an exit.
@@ -82,7 +85,7 @@ impl PageKind {
     /// Whether memory is there, which the host may copy from on the guest's behalf; devices' registers are not.
     #[inline]
     pub const fn is_memory(self) -> bool {
-        !matches!(self, Self::Mmio | Self::MmioReadOnly | Self::Ioreq | Self::Broken)
+        !matches!(self, Self::Mmio | Self::MmioReadOnly | Self::Ioreq | Self::Broken | Self::OnDemand)
     }
 
     /// Whether the frame is the domain's own.
@@ -121,7 +124,8 @@ impl MemoryType {
 /// What a leaf says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapping {
-    /// The first frame of the page; from [`P2m::lookup`](crate::P2m::lookup), the frame of the gfn that was asked for.
+    /// The first frame of the page; from [`P2m::lookup`](crate::P2m::lookup), the frame of the gfn that was asked for. It means nothing where
+    /// there is none.
     pub mfn: Mfn,
     pub size: PageSize,
     pub kind: PageKind,
@@ -148,7 +152,7 @@ pub trait PageFormat: Copy {
     /// The entry that leads to a table of the next level down.
     fn table(&self, mfn: Mfn) -> u64;
 
-    /// What an entry of a table at `level` says. Where there is no frame (`Ioreq`), any mfn will do.
+    /// What an entry of a table at `level` says. Where there is no frame (`Ioreq`, `OnDemand`), any mfn will do.
     fn decode(&self, entry: u64, level: u8) -> Entry;
 
     /// The largest page that this machine's CPUs can map.

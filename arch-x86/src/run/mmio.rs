@@ -1,7 +1,9 @@
 //! Accesses that the nested page tables refuse: virtual devices behind memory addresses, holes, and writes to read-only memory.
 
 use hypervisor::machine::Machine;
+use hypervisor::physmap::on_demand;
 use mm::addr::GuestPhys;
+use mm::table::PageKind;
 
 use super::{Next, Running};
 use crate::context::GuestTables;
@@ -59,12 +61,16 @@ struct Faulted;
 impl Running<'_> {
     pub(super) fn guest_page(&mut self, access: PageAccess) -> Next {
         // Another CPU may have put a mapping there meanwhile: then the access is simply made again.
-        if let Some(mapping) = self.domain.p2m.lookup(access.at.gfn())
-            && mapping.kind.readable()
-            && (!access.write || mapping.kind.writable())
-            && (!access.fetch || mapping.kind.executable())
-        {
-            return Next::Enter;
+        if let Some(mapping) = self.domain.p2m.lookup(access.at.gfn()) {
+            if mapping.kind.readable()
+                && (!access.write || mapping.kind.writable())
+                && (!access.fetch || mapping.kind.executable())
+            {
+                return Next::Enter;
+            }
+            if mapping.kind == PageKind::OnDemand {
+                return self.populate(access);
+            }
         }
         if access.fetch && self.context.engine.privilege() == 3 {
             // A process that may map such a place is no reason to stop them all.
@@ -78,6 +84,15 @@ impl Running<'_> {
             return self.crash_at(access, "has a page table where no RAM is");
         }
         self.emulate(access.at)
+    }
+
+    /// The first touch of a page that is populated on demand.
+    #[cold]
+    fn populate(&mut self, access: PageAccess) -> Next {
+        match on_demand::populate(self.system, self.domain, access.at.gfn()) {
+            Ok(()) => Next::Enter,
+            Err(_) => self.crash_at(access, "has no memory left to be populated with"),
+        }
     }
 
     #[cold]
@@ -165,6 +180,7 @@ impl Running<'_> {
         if mm::GuestMemory::new(&self.domain.p2m).copy_from(at, wanted).is_ok() {
             return u64::from_le_bytes(bytes);
         }
+        on_demand::crash_if_starved(self.system, self.domain);
         self.read_device_memory(at, size)
     }
 
@@ -172,6 +188,7 @@ impl Running<'_> {
         let bytes = value.to_le_bytes();
         let wanted = bytes.get(..usize::from(size.bytes())).unwrap_or_default();
         if mm::GuestMemory::new(&self.domain.p2m).copy_to(at, wanted).is_err() {
+            on_demand::crash_if_starved(self.system, self.domain);
             self.write_device_memory(at, size, value);
         }
     }

@@ -1,6 +1,7 @@
 //! RDMSR and WRMSR exits.
 
 use hypervisor::machine::Machine;
+use hypervisor::physmap::on_demand;
 use hypervisor::wallclock;
 use mm::addr::{Gfn, HostPhys};
 
@@ -149,6 +150,7 @@ impl Running<'_> {
             }
         }
         wallclock::latch_width(self.system, self.domain, self.system.machine.width(self.context));
+        on_demand::populate(self.system, self.domain, at).map_err(|_| GeneralProtection)?;
         let mapping = self.domain.p2m.lookup(at).ok_or(GeneralProtection)?;
         if !mapping.kind.is_own_memory() || !mapping.kind.writable() {
             return Err(GeneralProtection);

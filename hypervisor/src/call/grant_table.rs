@@ -19,6 +19,7 @@ use crate::grant::map::{self, MapRequest, UnmapRequest, Unmapped};
 use crate::grant::{Kind, Party, Refused, status};
 use crate::hypercall::{Arguments, Caller, Outcome};
 use crate::machine::{Machine, Width};
+use crate::physmap::on_demand;
 
 #[cfg(test)]
 mod tests;
@@ -155,7 +156,8 @@ fn map_one<M: Machine>(
     }
     let granter = granters.find(caller, op.dom)?;
     let vcpu = caller.vcpu.id.0 as usize;
-    let (handle, mfn) = map::map(party(caller.domain), vcpu, party(&granter), request)?;
+    let mapped = map::map(party(caller.domain), vcpu, party(&granter), request);
+    let (handle, mfn) = mapped.inspect_err(|_| on_demand::crash_if_starved(caller.system, &granter))?;
     // Where devices find it; only a domain with devices has a use for that.
     let bus_address = if caller.domain.is_control() { mfn.phys().0 } else { 0 };
     Ok((handle, bus_address))
@@ -247,7 +249,8 @@ fn copy_one<M: Machine>(
     let domain = |place: &Place| place.granter().unwrap_or(caller.domain.id);
     let source = granters.0.find(caller, domain(&request.source))?;
     let dest = granters.1.find(caller, domain(&request.dest))?;
-    copy::copy(caller.domain.id, party(&source), party(&dest), &request)
+    let copied = copy::copy(caller.domain.id, party(&source), party(&dest), &request);
+    copied.inspect_err(|_| [source, dest].iter().for_each(|domain| on_demand::crash_if_starved(caller.system, domain)))
 }
 
 fn swap_batch<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments, count: u32) -> Result<Outcome, Errno> {

@@ -15,13 +15,15 @@ use crate::domain::Domain;
 use crate::grant::Kind;
 use crate::hypercall::{Arguments, Caller, Outcome};
 use crate::machine::{Machine, Width};
-use crate::physmap::{self, Changes};
+use crate::physmap::{self, Changes, on_demand};
 
 #[cfg(test)]
 mod tests;
 
 /// Pages that are worked on before others get a chance.
 const BATCH: u64 = 256;
+/// Pages that are put aside, or given back, before others get a chance. They are not zeroed yet.
+const CACHED_TOGETHER: u64 = 1024;
 /// The largest extent that an ordinary domain, and the control domain, may ask for: 2 MiB and 1 GiB.
 const LARGEST_ORDER: u32 = 9;
 const LARGEST_CONTROL_ORDER: u32 = 18;
@@ -98,7 +100,7 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
             let domain = caller.target(request.domid)?;
             caller.system.claim(&domain, request.nr_extents).map(|()| 0)?
         }
-        XENMEM_SET_POD_TARGET | XENMEM_GET_POD_TARGET => populate_on_demand(caller, argument)?,
+        XENMEM_SET_POD_TARGET | XENMEM_GET_POD_TARGET => return pod_target(caller, &command, argument),
         XENMEM_MAXIMUM_RAM_PAGE => caller.system.memory.max_frame().0,
         XENMEM_ACQUIRE_RESOURCE => return acquire_resource(caller, &command, argument),
         // No page sharing, nothing paged out.
@@ -108,16 +110,24 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
     Ok(Outcome::Return(value as i64))
 }
 
-/// No domain has pages that are populated on demand: a target changes nothing, and there are none to tell of. ESRCH for a domain that there is not.
-fn populate_on_demand<M: Machine>(caller: &mut Caller<'_, M>, argument: u64) -> Result<u64, Errno> {
+/// Sets how much memory a domain is to have of which pages are populated on demand, or tells how much it has. ESRCH for a domain that there is
+/// not; ENOMEM.
+fn pod_target<M: Machine>(caller: &mut Caller<'_, M>, command: &Command, argument: u64) -> Result<Outcome, Errno> {
     caller.require_control()?;
     let handle = caller.handle::<PodTarget>(argument);
     let mut request = caller.read(handle)?;
     let domain = caller.target(request.domid)?;
-    (request.tot_pages, request.pod_cache_pages, request.pod_entries) = (domain.pages.load(Ordering::Relaxed), 0, 0);
+    if command.operation == XENMEM_SET_POD_TARGET
+        && !on_demand::approach(caller.system, &domain, request.target_pages, CACHED_TOGETHER)?
+    {
+        return Ok(command.go_on_at(0));
+    }
+    let pod = domain.p2m.pod();
+    request.tot_pages = domain.pages.load(Ordering::Relaxed);
+    (request.pod_cache_pages, request.pod_entries) = (pod.cache, pod.entries);
     // Without the padding, of which a 32-bit caller has less.
     let told = request.as_bytes().get(..offset_of!(PodTarget, pad)).ok_or(Errno::EINVAL)?;
-    caller.write_bytes(argument, told).map(|()| 0)
+    caller.write_bytes(argument, told).map(|()| Outcome::Return(0))
 }
 
 // ---- reservations ----
@@ -135,10 +145,15 @@ fn reserve<M: Machine>(caller: &mut Caller<'_, M>, command: &Command, reservatio
         return done(start);
     }
     let largest = if caller.domain.is_control() { LARGEST_CONTROL_ORDER } else { LARGEST_ORDER };
-    if reservation.extent_order > largest || reservation.mem_flags & XENMEMF_POPULATE_ON_DEMAND != 0 {
+    if reservation.extent_order > largest {
         return done(start);
     }
     let Ok(domain) = caller.target(reservation.domid) else { return done(start) };
+    let on_demand = reservation.mem_flags & XENMEMF_POPULATE_ON_DEMAND != 0;
+    // That is for who makes a domain to say.
+    if on_demand && domain.id == caller.domain.id {
+        return done(start);
+    }
     let order = reservation.extent_order as u8;
     let frames = 1u64.wrapping_shl(order.into());
     let turn = BATCH.wrapping_shr(order.into()).max(1);
@@ -147,6 +162,7 @@ fn reserve<M: Machine>(caller: &mut Caller<'_, M>, command: &Command, reservatio
     for index in start..end {
         let Ok(gfn) = caller.read_arg_at(reservation.extent_start, index).map(Gfn) else { return done(index) };
         let result = match command.operation {
+            XENMEM_POPULATE_PHYSMAP if on_demand => on_demand::mark(caller.system, &domain, gfn, order),
             XENMEM_POPULATE_PHYSMAP => physmap::populate(caller.system, &domain, gfn, order),
             XENMEM_DECREASE_RESERVATION => changes.remove_extent(gfn, frames),
             // A translated domain's memory is populated at a place; frames without one are of no use to it.
@@ -282,7 +298,10 @@ fn map_foreign<M: Machine>(
         return Err(Errno::EINVAL);
     }
     let other = caller.system.domain(foreign).ok_or(Errno::ESRCH)?;
-    let (reference, mapping) = other.p2m.reference(theirs).map_err(|_| Errno::EINVAL)?;
+    let (reference, mapping) = other.p2m.reference(theirs).map_err(|_| {
+        on_demand::crash_if_starved(caller.system, &other);
+        Errno::EINVAL
+    })?;
     let kind = if mapping.kind.writable() { PageKind::Foreign } else { PageKind::ForeignRo };
     Changes::new(caller.system, domain).place(gfn, reference.mfn(), kind)?;
     // The mapping owns the reference from here on; removing it gives it back.

@@ -25,10 +25,15 @@ pub fn all_frames(system: &System<Fake>) -> u64 {
     system.memory.free_frames() + frames_in_use(system).count() as u64
 }
 
-/// Every frame that a domain owns is mapped by it once, it is charged for each, and what it sees of others is kept for it.
+/// Every frame that a domain owns is mapped by it once, or waits to be populated; it is charged for each, and what it sees of others is kept for
+/// it.
 pub fn check_address_space(system: &System<Fake>, domain: &Domain<Fake>) {
-    let mut seen = BTreeSet::new();
+    let (mut seen, mut on_demand) = (BTreeSet::new(), 0);
     let _ = domain.p2m.visit(Gfn(0), u64::MAX, |extent| -> ControlFlow<()> {
+        if extent.mapping.kind == PageKind::OnDemand {
+            on_demand += extent.frames;
+            return ControlFlow::Continue(());
+        }
         for index in 0..extent.frames {
             let mfn = Mfn(extent.mapping.mfn.0 + index);
             let state = system.memory.state(mfn);
@@ -46,10 +51,17 @@ pub fn check_address_space(system: &System<Fake>, domain: &Domain<Fake>) {
         }
         ControlFlow::Continue(())
     });
-    let own = |state: FrameState| state.owner() == domain.id && state.kind() == FrameKind::Owned;
-    let owned: BTreeSet<Mfn> = frames_in_use(system).filter(|(_, state)| own(*state)).map(|(mfn, _)| mfn).collect();
-    assert_eq!(owned, seen);
-    assert_eq!(domain.pages.load(Ordering::Relaxed), seen.len() as u64);
+    let own = |kind: FrameKind| {
+        let is = move |state: FrameState| state.owner() == domain.id && state.kind() == kind;
+        frames_in_use(system).filter(move |(_, state)| is(*state)).map(|(mfn, _)| mfn)
+    };
+    assert_eq!(own(FrameKind::Owned).collect::<BTreeSet<Mfn>>(), seen);
+    let pod = domain.p2m.pod();
+    assert_eq!(pod.entries, on_demand);
+    if !domain.one_to_one {
+        assert_eq!(own(FrameKind::Parked).count() as u64, pod.cache);
+    }
+    assert_eq!(domain.pages.load(Ordering::Relaxed), seen.len() as u64 + pod.cache);
 }
 
 /// Takes a domain down as a toolstack does, while others live on.

@@ -19,7 +19,7 @@ impl<F: PageFormat> P2m<F> {
         if gfn.0 >= Self::FRAMES || mfn.0 >= Self::MAX_MFN {
             return Err(Errno::EINVAL);
         }
-        let _retired = self.edit.lock();
+        let _edit = self.edit.lock();
         let table = match self.small_table(gfn) {
             Some(Entry::Table(table)) => table,
             Some(_) => return Err(Errno::EEXIST),
@@ -39,7 +39,7 @@ impl<F: PageFormat> P2m<F> {
     /// Where it is not, nothing changes, and there is a flush all the same: whoever changed it first may not have spent theirs yet.
     #[inline]
     pub fn remove(&self, gfn: Gfn, mfn: Mfn, kind: PageKind) -> Flush {
-        let retired = self.edit.lock();
+        let edit = self.edit.lock();
         if gfn.0 < Self::FRAMES
             && let Some(Entry::Table(table)) = self.small_table(gfn)
             && let Some(entry) = self.entry(table, index(gfn.0, 1))
@@ -48,7 +48,7 @@ impl<F: PageFormat> P2m<F> {
         {
             entry.store(0, Ordering::Release);
         }
-        self.finish(retired, true)
+        self.finish(edit, true)
     }
 
     /// Maps one gfn whatever is there, if `agree` consents to that. What was there, and the flush that is due if there was something.
@@ -66,14 +66,21 @@ impl<F: PageFormat> P2m<F> {
         if gfn.0 >= Self::FRAMES || mfn.0 >= Self::MAX_MFN {
             return Err(Errno::EINVAL);
         }
-        let retired = self.edit.lock();
+        let edit = self.edit.lock();
         let before = self.lookup(gfn);
         agree(before.as_ref())?;
         let table = self.table_for(gfn.0, 1)?;
         let entry = self.entry(table, index(gfn.0, 1)).ok_or(Errno::EINVAL)?;
         self.reach(gfn.0.wrapping_add(1));
         entry.store(self.format.leaf(mfn, PageSize::Size4K, kind, memory), Ordering::Release);
-        Ok((before, self.finish(retired, before.is_some())))
+        let live = match before {
+            Some(Mapping { kind: PageKind::OnDemand, .. }) => {
+                self.pod.remove_entries(1);
+                false
+            }
+            before => before.is_some(),
+        };
+        Ok((before, self.finish(edit, live)))
     }
 
     /// Unmaps the `size` around `gfn`, which must begin there and be mapped by one page of that size or larger, if `agree` consents
@@ -92,7 +99,7 @@ impl<F: PageFormat> P2m<F> {
         if gfn.0 >= Self::FRAMES || !gfn.is_aligned(size.frames()) {
             return Err(Errno::EINVAL);
         }
-        let retired = self.edit.lock();
+        let edit = self.edit.lock();
         let (mut table, mut level) = (self.root, F::LEVELS);
         let (entry, found) = loop {
             let entry = self.entry(table, index(gfn.0, level)).ok_or(Errno::EINVAL)?;
@@ -113,7 +120,11 @@ impl<F: PageFormat> P2m<F> {
             }
         };
         entry.store(0, Ordering::Release);
-        Ok((found, self.finish(retired, true)))
+        let live = found.kind != PageKind::OnDemand;
+        if !live {
+            self.pod.remove_entries(size.frames());
+        }
+        Ok((found, self.finish(edit, live)))
     }
 
     /// The table of 4 KiB pages that has `gfn`'s entry, or the larger leaf that it is part of; `None` if there is neither.

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 
 use xen_abi::errno::Errno;
 
-use super::{Extent, Flush, P2m, Retired, entries, span};
+use super::{Edit, Extent, Flush, P2m, entries, span};
 use crate::addr::{Gfn, Mfn};
 use crate::table::{Entry, PageFormat};
 
@@ -25,10 +25,10 @@ impl<F: PageFormat> P2m<F> {
 
     fn unmap_range(&self, gfn: Gfn, frames: u64, visit: Option<&mut dyn FnMut(Extent)>) -> Result<Flush, Errno> {
         let range = Self::check_range(gfn, frames)?;
-        let mut retired = self.edit.lock();
+        let mut edit = self.edit.lock();
         self.split_edges(&range, |_| true)?;
-        let live = Clear { p2m: self, range, visit, retired: &mut retired }.table(self.root, F::LEVELS, 0);
-        Ok(self.finish(retired, live))
+        let live = Clear { p2m: self, range, visit, edit: &mut edit }.table(self.root, F::LEVELS, 0);
+        Ok(self.finish(edit, live))
     }
 }
 
@@ -37,7 +37,7 @@ struct Clear<'a, 'v, F: PageFormat> {
     p2m: &'a P2m<F>,
     range: Range<u64>,
     visit: Option<&'a mut (dyn FnMut(Extent) + 'v)>,
-    retired: &'a mut Retired,
+    edit: &'a mut Edit,
 }
 
 impl<F: PageFormat> Clear<'_, '_, F> {
@@ -55,7 +55,6 @@ impl<F: PageFormat> Clear<'_, '_, F> {
                 Entry::Table(below) if !whole => live |= self.table(below, level.wrapping_sub(1), at),
                 Entry::Table(below) => {
                     entry.store(0, Ordering::Release);
-                    live = true;
                     if let Some(visit) = &mut self.visit {
                         let mut show = |extent| -> ControlFlow<()> {
                             visit(extent);
@@ -63,11 +62,11 @@ impl<F: PageFormat> Clear<'_, '_, F> {
                         };
                         let _ = self.p2m.visit_table(below, level.wrapping_sub(1), at, &self.range, &mut show);
                     }
-                    self.p2m.retire(self.retired, below);
+                    live |= self.p2m.replaced(self.edit, Entry::Table(below), level, at);
                 }
                 Entry::Leaf(mapping) => {
                     entry.store(0, Ordering::Release);
-                    live = true;
+                    live |= self.p2m.replaced(self.edit, Entry::Leaf(mapping), level, at);
                     if let Some(visit) = &mut self.visit {
                         visit(Extent { gfn: Gfn(at), frames: span(level), mapping });
                     }

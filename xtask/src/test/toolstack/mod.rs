@@ -76,6 +76,7 @@ const OWN_TESTS: Setup = Setup { script: "toolstack_own_tests", checks: 4, limit
 const RECORD: Setup = Setup { script: "toolstack_record", checks: 0, limit: 600, ..CREATE };
 const CYCLES: Setup = Setup { script: "toolstack_cycles", args: "corten.cycles=10", checks: 2, ..CREATE };
 const LONG_CYCLES: Setup = Setup { args: "corten.cycles=200", limit: 5400, ..CYCLES };
+const MAXMEM: Setup = Setup { script: "toolstack_maxmem", checks: 7 + 17, ..CREATE };
 const SHIM: Setup = Setup { script: "toolstack_shim", checks: 5 + 6, ..CREATE };
 
 pub fn cases() -> Vec<Case> {
@@ -110,6 +111,7 @@ pub fn cases() -> Vec<Case> {
                 true,
             ),
             case("toolstack_shim", SHIM, "Debian's kernel as a PV guest in a PVH domain, by Xen's shim", false),
+            case("toolstack_maxmem", MAXMEM, "a domain that boots in half of what it may have, and is ballooned up and down", true),
             case("toolstack_own_tests", OWN_TESTS, "Xen's own tests out of xen-utils pass", true),
             Case {
                 run: Box::new(compare),

@@ -1,0 +1,116 @@
+//! Memory that a domain is promised and has not yet (populate on demand): what is marked so, what its cache is to hold, and what becomes of a
+//! domain that uses more than there is.
+
+use core::sync::atomic::Ordering;
+
+use mm::addr::{Gfn, PageSize};
+use mm::p2m::Pod;
+use mm::table::PageKind;
+use xen_abi::errno::Errno;
+use xen_abi::sched::SHUTDOWN_CRASH;
+
+use super::{charge, draw};
+use crate::domain::{Domain, shut_down};
+use crate::machine::Machine;
+use crate::system::System;
+
+/// Has `2^order` pages at `gfn` populated when they are touched. Nothing is counted yet. EEXIST if there is something else; EINVAL for gfns that
+/// do not exist, and for a domain whose frames have their places; ENOMEM.
+pub fn mark<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, order: u8) -> Result<(), Errno> {
+    let frames = 1u64.checked_shl(order.into()).ok_or(Errno::EINVAL)?;
+    if domain.one_to_one {
+        return Err(Errno::EINVAL);
+    }
+    if domain.control.is_dying() {
+        return Err(Errno::ENOMEM);
+    }
+    let flush = domain.p2m.mark_on_demand(gfn, frames)?;
+    system.machine.flush(domain, flush);
+    Ok(())
+}
+
+/// Populates `gfn` now, if it is to be populated on demand. ENOMEM if the domain has used up its cache: that is its end.
+pub fn populate<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn) -> Result<(), Errno> {
+    if domain.p2m.pod().entries == 0 || domain.p2m.lookup(gfn).is_none_or(|found| found.kind != PageKind::OnDemand) {
+        return Ok(());
+    }
+    match domain.p2m.populate(gfn) {
+        // It has been taken away meanwhile.
+        Err(Errno::ENOENT) => Ok(()),
+        Err(errno) => {
+            crash_if_starved(system, domain);
+            Err(errno)
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Crashes a domain of which a page was used, by whomever, that could not be populated. For where something has failed.
+#[cold]
+pub fn crash_if_starved<M: Machine>(system: &System<M>, domain: &Domain<M>) {
+    if domain.p2m.is_starved() {
+        shut_down(system, domain, SHUTDOWN_CRASH as u8);
+    }
+}
+
+/// Goes on with having the domain's memory, cache included, be `target` pages, for about `budget` pages; true when there is nothing left to do.
+/// The cache is never made larger than what there is to populate, unless the domain has no other memory yet: then it is being built. Nor is it
+/// made smaller for a target below what the domain has, as its balloon driver may not have got there yet: pages that it gives up do that.
+/// ENOMEM if there is too little memory, or the domain may not have as much.
+pub fn approach<M: Machine>(system: &System<M>, domain: &Domain<M>, target: u64, budget: u64) -> Result<bool, Errno> {
+    let held = domain.pages.load(Ordering::Relaxed);
+    let Pod { entries, cache } = domain.p2m.pod();
+    let populated = held.saturating_sub(cache);
+    if domain.one_to_one || domain.control.is_dying() || target < held || populated > 0 && entries == 0 {
+        return Ok(true);
+    }
+    let wanted = target.saturating_sub(populated);
+    let wanted = if populated > 0 { wanted.min(entries) } else { wanted };
+    if wanted < cache {
+        shrink(domain, wanted, budget);
+        return Ok(cache.saturating_sub(wanted) <= budget);
+    }
+    let (mut missing, mut left) = (wanted.saturating_sub(cache), budget);
+    while missing > 0 && left > 0 {
+        let added = add(system, domain, missing)?;
+        (missing, left) = (missing.saturating_sub(added), left.saturating_sub(added));
+    }
+    Ok(missing == 0)
+}
+
+/// Adds frames to the cache, 2 MiB at once if so many are wanted and there are; how many.
+fn add<M: Machine>(system: &System<M>, domain: &Domain<M>, wanted: u64) -> Result<u64, Errno> {
+    let orders = [PageSize::Size2M.order(), 0];
+    let mut failed = Errno::ENOMEM;
+    for order in orders.into_iter().filter(|order| 1u64.wrapping_shl(u32::from(*order)) <= wanted) {
+        let frames = 1u64.wrapping_shl(order.into());
+        charge(domain, frames)?;
+        match draw(system, domain, order) {
+            Ok((block, _)) => {
+                domain.p2m.fill_cache(block);
+                return Ok(frames);
+            }
+            Err(errno) => {
+                domain.pages.fetch_sub(frames, Ordering::Relaxed);
+                failed = errno;
+            }
+        }
+    }
+    Err(failed)
+}
+
+/// Takes frames out of the cache until it has but `least`, `most` at most; how many.
+pub(super) fn shrink<M: Machine>(domain: &Domain<M>, least: u64, most: u64) -> u64 {
+    let freed = domain.p2m.shrink_cache(least, most);
+    domain.pages.fetch_sub(freed, Ordering::Relaxed);
+    freed
+}
+
+/// `count` pages are not to be populated any more: the cache gives up as many, if it has too many.
+pub(super) fn trim<M: Machine>(domain: &Domain<M>, count: u64) {
+    let freed = domain.p2m.trim_cache(count);
+    domain.pages.fetch_sub(freed, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,288 @@
+//! Populate on demand (PoD): entries without a frame, which get one when they are touched, and the cache of frames that they get. Entries and
+//! cache change together, under the map's lock.
+//!
+//! The cache's frames are the domain's, but parked: nobody refers to them, and no CPU sees them.
+
+use core::ops::ControlFlow;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use xen_abi::errno::Errno;
+
+use super::{Extent, Flush, P2m, index, span};
+use crate::addr::{Gfn, Mfn, PageSize};
+use crate::frames::{Dirty, Frames};
+use crate::memory::Memory;
+use crate::table::{Entry, Mapping, MemoryType, PageFormat, PageKind};
+
+const LARGE: u64 = PageSize::Size2M.frames();
+
+/// What a map has, in pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pod {
+    /// Entries without a frame.
+    pub entries: u64,
+    /// Frames that wait to be populated.
+    pub cache: u64,
+}
+
+/// What there is, for whoever only asks. Changed with the map's lock held.
+pub(super) struct Counts {
+    entries: AtomicU64,
+    cache: AtomicU64,
+    /// An entry was touched when there was no frame left.
+    starved: AtomicBool,
+}
+
+impl Counts {
+    pub(super) const fn none() -> Self {
+        Self { entries: AtomicU64::new(0), cache: AtomicU64::new(0), starved: AtomicBool::new(false) }
+    }
+
+    fn get(&self) -> Pod {
+        Pod { entries: self.entries.load(Ordering::Relaxed), cache: self.cache.load(Ordering::Relaxed) }
+    }
+
+    pub(super) fn add_entries(&self, pages: u64) {
+        self.entries.fetch_add(pages, Ordering::Relaxed);
+    }
+
+    pub(super) fn remove_entries(&self, pages: u64) {
+        let before = self.entries.fetch_sub(pages, Ordering::Relaxed);
+        debug_assert!(before >= pages, "{pages} of {before} entries");
+    }
+}
+
+/// The frames, in two lists through the frame table: single ones, and blocks of 2 MiB.
+pub(super) struct Cache {
+    small: u32,
+    large: u32,
+}
+
+impl Cache {
+    /// Ends a list: no frame has this number.
+    const END: u32 = u32::MAX;
+
+    pub(super) const fn none() -> Self {
+        Self { small: Self::END, large: Self::END }
+    }
+
+    fn push(list: &mut u32, memory: &Memory, mfn: Mfn) {
+        if let Some(slot) = memory.slot(mfn) {
+            slot.set_next(*list);
+            *list = mfn.0 as u32;
+        }
+    }
+
+    fn pop(list: &mut u32, memory: &Memory) -> Option<Mfn> {
+        let head = Mfn((*list).into());
+        let slot = memory.slot(head).filter(|_| *list != Self::END)?;
+        *list = slot.next();
+        Some(head)
+    }
+
+    fn add(&mut self, memory: &Memory, mfn: Mfn, order: u8) {
+        if order == PageSize::Size2M.order() {
+            Self::push(&mut self.large, memory, mfn);
+        } else {
+            for index in (0..1u64.wrapping_shl(order.into())).rev() {
+                Self::push(&mut self.small, memory, mfn.plus(index));
+            }
+        }
+    }
+
+    /// A single frame, out of a block if need be.
+    fn take_small(&mut self, memory: &Memory) -> Option<Mfn> {
+        if self.small == Self::END {
+            let block = Self::pop(&mut self.large, memory)?;
+            (0..LARGE).rev().for_each(|index| Self::push(&mut self.small, memory, block.plus(index)));
+        }
+        Self::pop(&mut self.small, memory)
+    }
+}
+
+impl<F: PageFormat> P2m<F> {
+    /// What there is to be populated on demand.
+    #[inline]
+    pub fn pod(&self) -> Pod {
+        self.pod.get()
+    }
+
+    /// An entry was touched, by whomever, that could not be populated: the domain cannot go on.
+    pub fn is_starved(&self) -> bool {
+        self.pod.starved.load(Ordering::Relaxed)
+    }
+
+    /// Has `frames` gfns populated when they are touched. Those of which this is said already stay so.
+    ///
+    /// # Errors
+    /// EEXIST if something else is mapped there, EINVAL for a range beyond the end, ENOMEM; nothing has changed then.
+    pub fn mark_on_demand(&self, gfn: Gfn, frames: u64) -> Result<Flush, Errno> {
+        let other = |extent: Extent| match extent.mapping.kind {
+            PageKind::OnDemand => ControlFlow::Continue(()),
+            _ => ControlFlow::Break(()),
+        };
+        // The largest pages that the gfns allow.
+        let alike = Mfn(gfn.0);
+        self.map_if(gfn, alike, frames, (PageKind::OnDemand, MemoryType::WriteBack), || {
+            self.visit(gfn, frames, other).is_continue().then_some(()).ok_or(Errno::EEXIST)
+        })
+    }
+
+    /// The entries in a table that is taken out of the tree.
+    #[cold]
+    pub(super) fn forget_entries(&self, table: Mfn, level: u8, base: u64) {
+        if self.pod().entries == 0 {
+            return;
+        }
+        let mut pages = 0u64;
+        let whole = base..base.wrapping_add(span(level.wrapping_add(1)));
+        let _ = self.visit_table(table, level, base, &whole, &mut |extent| -> ControlFlow<()> {
+            if extent.mapping.kind == PageKind::OnDemand {
+                pages = pages.wrapping_add(extent.frames);
+            }
+            ControlFlow::Continue(())
+        });
+        self.pod.remove_entries(pages);
+    }
+
+    /// Sees to it that there is a frame behind `gfn` if it is to be populated on demand, 2 MiB at once if there are as many; the frame is all
+    /// zeroes then. No translation was live, so nothing is to be flushed.
+    ///
+    /// # Errors
+    /// ENOENT if nothing is mapped, EINVAL for a gfn that does not exist, ENOMEM if the cache is empty, or a larger entry could not be split: the
+    /// map is [starved](Self::is_starved) from then on.
+    #[cold]
+    pub fn populate(&self, gfn: Gfn) -> Result<(), Errno> {
+        if gfn.0 >= Self::FRAMES {
+            return Err(Errno::EINVAL);
+        }
+        let mut edit = self.edit.lock();
+        let (mut table, mut level) = (self.root, F::LEVELS);
+        loop {
+            let entry = self.entry(table, index(gfn.0, level)).ok_or(Errno::EINVAL)?;
+            let mapping = match self.format.decode(entry.load(Ordering::Acquire), level) {
+                Entry::Table(next) if level > 1 => {
+                    (table, level) = (next, level.wrapping_sub(1));
+                    continue;
+                }
+                Entry::Leaf(mapping) if mapping.kind == PageKind::OnDemand => mapping,
+                // Another CPU was here first.
+                Entry::Leaf(_) => return Ok(()),
+                _ => return Err(Errno::ENOENT),
+            };
+            let taken = match mapping.size {
+                PageSize::Size4K => edit.cache.take_small(self.memory),
+                PageSize::Size2M => Cache::pop(&mut edit.cache.large, self.memory),
+                PageSize::Size1G => None,
+            };
+            if let Some(mfn) = taken {
+                let frames = mapping.size.frames();
+                self.memory.take_parked(mfn, mapping.size.order(), self.owner)?;
+                entry.store(
+                    self.format.leaf(mfn, mapping.size, PageKind::Ram, MemoryType::WriteBack),
+                    Ordering::Release,
+                );
+                self.pod.remove_entries(frames);
+                self.pod.cache.fetch_sub(frames, Ordering::Relaxed);
+                return Ok(());
+            }
+            if level == 1 || self.pod().cache == 0 {
+                return Err(self.starve(gfn));
+            }
+            table = self.split(entry, mapping, level).map_err(|_| self.starve(gfn))?;
+            level = level.wrapping_sub(1);
+        }
+    }
+
+    fn starve(&self, gfn: Gfn) -> Errno {
+        if !self.pod.starved.swap(true, Ordering::Relaxed) {
+            let (owner, Pod { entries, cache }) = (self.owner.0, self.pod());
+            log::error!(
+                target: "memory",
+                "domain {owner} uses more than it has before its balloon driver gives some back: gfn {:#x} cannot be populated, nor can {entries} pages with {cache} in the cache; raise its memory=",
+                gfn.0
+            );
+        }
+        Errno::ENOMEM
+    }
+
+    /// The memory behind `gfn`, populated if need be.
+    ///
+    /// # Errors
+    /// EINVAL if there is none, ENOMEM if it could not be populated.
+    #[cold]
+    pub(crate) fn touch(&self, gfn: Gfn) -> Result<Mapping, Errno> {
+        if self.lookup(gfn).is_some_and(|found| found.kind == PageKind::OnDemand) {
+            self.populate(gfn)?;
+        }
+        self.lookup(gfn).filter(|found| found.kind.is_memory()).ok_or(Errno::EINVAL)
+    }
+
+    // ---- the cache ----
+
+    /// Puts free frames in the cache.
+    pub fn fill_cache(&self, frames: Frames<Dirty>) {
+        let (order, count) = (frames.order(), frames.count());
+        let mut edit = self.edit.lock();
+        let mfn = frames.park_for(self.owner);
+        edit.cache.add(self.memory, mfn, order);
+        self.pod.cache.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Whether there are more entries than frames for them.
+    #[inline]
+    pub fn cache_wants_more(&self) -> bool {
+        let pod = self.pod();
+        pod.entries > pod.cache
+    }
+
+    /// Puts a page of the domain's memory in the cache, if that has too few and nobody refers to the page; whether it did. The page must be gone
+    /// from the map, and the flush spent.
+    #[cold]
+    pub fn keep_in_cache(&self, mfn: Mfn, size: PageSize) -> bool {
+        if size > PageSize::Size2M {
+            return false;
+        }
+        let mut edit = self.edit.lock();
+        if !self.cache_wants_more() || self.memory.park_block(mfn, size.order(), self.owner).is_err() {
+            return false;
+        }
+        edit.cache.add(self.memory, mfn, size.order());
+        self.pod.cache.fetch_add(size.frames(), Ordering::Relaxed);
+        true
+    }
+
+    /// Frees frames of the cache, single ones first, until it has but `least`, `most` at most; how many.
+    pub fn shrink_cache(&self, least: u64, most: u64) -> u64 {
+        self.shrink(|_| least, most)
+    }
+
+    /// Frees frames for which there are no entries, `most` at most; how many.
+    pub fn trim_cache(&self, most: u64) -> u64 {
+        let Pod { entries, cache } = self.pod();
+        if cache <= entries { 0 } else { self.shrink(|entries| entries, most) }
+    }
+
+    fn shrink(&self, least: impl Fn(u64) -> u64, most: u64) -> u64 {
+        let mut edit = self.edit.lock();
+        let mut freed = 0u64;
+        loop {
+            let Pod { entries, cache } = self.pod();
+            let surplus = cache.saturating_sub(least(entries)).min(most.saturating_sub(freed));
+            if surplus == 0 {
+                return freed;
+            }
+            let whole = edit.cache.small == Cache::END && surplus >= LARGE;
+            let size = if whole { PageSize::Size2M } else { PageSize::Size4K };
+            let taken = match size {
+                PageSize::Size4K => edit.cache.take_small(self.memory),
+                _ => Cache::pop(&mut edit.cache.large, self.memory),
+            };
+            let Some(mfn) = taken else { return freed };
+            let is_own = self.memory.free_parked(mfn, size.order(), self.owner);
+            debug_assert_eq!(is_own, Ok(()), "{mfn} of the cache");
+            self.pod.cache.fetch_sub(size.frames(), Ordering::Relaxed);
+            freed = freed.wrapping_add(size.frames());
+        }
+    }
+}

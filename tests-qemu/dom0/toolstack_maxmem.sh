@@ -1,0 +1,42 @@
+#!/bin/busybox sh
+# A domain that may grow: `maxmem=` above `memory=`, of which it gets the lower at first. It is ballooned up, down and up again, and its memory is
+# free once it is gone.
+. /scripts/domains
+sed 's/^memory = .*/memory = 256\nmaxmem = 512/; s/corten.memory=256/corten.memory=512/' /root/example.cfg >/tmp/example.cfg
+memory() { xl list example 2>/dev/null | awk 'NR == 2 { print $3 }'; }
+has() { # MiB by what xl says
+    [ "$(memory)" = $1 ]
+}
+free_pages() { # debug key m tells it to the page
+    xl debug-keys m
+    xl dmesg | awk '/KiB free of/ { free = $0 } END { sub(/ KiB free of.*/, "", free); sub(/.* /, "", free); print free / 4 }'
+}
+as_before() {
+    after=$(free_pages)
+    [ "$after" = "$before" ]
+}
+maximum() { xl list -l example | awk '/"max_memkb"/ { sub(/,/, "", $2); print $2 / 1024 }'; }
+
+before=$(free_pages)
+works "xl create" xl create /tmp/example.cfg
+works "its guest comes up" wait_for 240 ups example 1
+cat $(console example)
+works "it has 256 MiB" wait_for 60 has 256
+check "it may have 512 MiB" "$([ "$(maximum)" = 512 ] && echo yes)" "$(maximum)"
+works "xl mem-set 512" xl mem-set example 512
+works "it has 512 MiB" wait_for 60 has 512
+works "xl mem-set 300" xl mem-set example 300
+works "it has 300 MiB" wait_for 60 has 300
+works "xl mem-set 400" xl mem-set example 400
+works "it has 400 MiB" wait_for 60 has 400
+xl list
+xl debug-keys q
+works "xl shutdown" xl shutdown -w example
+works "it is gone" wait_for 30 is_gone example
+works "its memory is free" wait_for 60 as_before
+works "xl create again" xl create /tmp/example.cfg
+works "xl destroy" xl destroy example
+works "it is gone" wait_for 30 is_gone example
+works "its memory is free" wait_for 60 as_before
+echo "$before pages were free before, $after are now"
+xl dmesg | tail -n 20
