@@ -111,6 +111,3 @@ pub(super) fn trim<M: Machine>(domain: &Domain<M>, count: u64) {
     let freed = domain.p2m.trim_cache(count);
     domain.pages.fetch_sub(freed, Ordering::Relaxed);
 }
-
-#[cfg(test)]
-mod tests;

@@ -43,6 +43,21 @@ enum Step {
         gfn: u64,
     },
     LetGo,
+    OnDemand {
+        gfn: u64,
+        order: u8,
+    },
+    /// The guest uses a page.
+    Touch {
+        gfn: u64,
+    },
+    /// How much it is to have.
+    Target {
+        pages: u64,
+    },
+    Claim {
+        pages: u64,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -56,7 +71,37 @@ fn step() -> impl Strategy<Value = Step> {
         1 => gfn().prop_map(|at| Step::Shared { at }),
         1 => gfn().prop_map(|gfn| Step::Hold { gfn }),
         1 => Just(Step::LetGo),
+        3 => (gfn(), prop_oneof![2 => Just(0u8), 1 => 1u8..4, 3 => Just(9)])
+            .prop_map(|(gfn, order)| Step::OnDemand { gfn, order }),
+        4 => gfn().prop_map(|gfn| Step::Touch { gfn }),
+        2 => (0u64..1400).prop_map(|pages| Step::Target { pages }),
+        1 => (0u64..700).prop_map(|pages| Step::Claim { pages }),
     ]
+}
+
+/// What becomes of a page that is populated on demand when it is used, and only of that.
+fn touch(system: &'static System<fake::Fake>, domain: &Domain<fake::Fake>, gfn: Gfn) {
+    let (before, pod) = (domain.p2m.lookup(gfn), domain.p2m.pod());
+    let touched = on_demand::populate(system, domain, gfn);
+    let (after, left) = (domain.p2m.lookup(gfn), domain.p2m.pod());
+    match before {
+        Some(Mapping { kind: PageKind::OnDemand, size, .. }) if touched.is_ok() => {
+            let found = after.unwrap();
+            let count = pod.cache - left.cache;
+            assert_eq!((found.kind, pod.entries - left.entries), (PageKind::Ram, count));
+            assert!(count == found.size.frames() && found.size <= size);
+            let mut bytes = [1; mm::PAGE_SIZE];
+            system.memory.window().copy_from(found.mfn.phys(), &mut bytes).unwrap();
+            assert!(bytes.iter().all(|byte| *byte == 0), "it is all zeroes");
+            // Somebody's secret.
+            system.memory.window().copy_to(found.mfn.phys(), &[7; 64]).unwrap();
+        }
+        before => {
+            assert_eq!((before, pod), (after, left));
+            assert_eq!(touched.is_err(), before.is_some_and(|found| found.kind == PageKind::OnDemand));
+            assert!(touched.is_ok() || pod.cache == 0 && domain.p2m.is_starved());
+        }
+    }
 }
 
 fn run(one_to_one: bool, steps: &[Step]) {
@@ -66,6 +111,8 @@ fn run(one_to_one: bool, steps: &[Step]) {
     let domain = fake::add(system, Wanted { pages: 20, max_pages: 1300, one_to_one, ..Wanted::default() });
     let other = fake::add_domain(system, 5, 4);
     let mut held = Vec::new();
+    // While a domain is built, its cache may be there before what it is for.
+    let mut is_built = true;
     for step in steps {
         match *step {
             Step::Populate { gfn, order } => _ = populate(system, &domain, Gfn(gfn), order),
@@ -83,7 +130,19 @@ fn run(one_to_one: bool, steps: &[Step]) {
             }
             Step::Hold { gfn } => held.extend(domain.p2m.reference(Gfn(gfn)).ok()),
             Step::LetGo => drop(held.pop()),
+            Step::OnDemand { gfn, order } => _ = on_demand::mark(system, &domain, Gfn(gfn), order),
+            Step::Touch { gfn } => touch(system, &domain, Gfn(gfn)),
+            Step::Target { pages } => {
+                is_built &= domain.pages.load(Ordering::Relaxed) > domain.p2m.pod().cache;
+                while let Ok(false) = on_demand::approach(system, &domain, pages, 300) {}
+            }
+            Step::Claim { pages } => _ = system.claim(&domain, pages),
         }
+        let pod = domain.p2m.pod();
+        assert!(!is_built || pod.cache <= pod.entries, "{pod:?}");
+        assert!(domain.pages.load(Ordering::Relaxed) <= 1300);
+        assert!(system.claimed() <= system.memory.free_frames());
+        assert_eq!(system.claimed(), domain.control.claim.load(Ordering::Relaxed));
         fake::check_address_space(system, &domain);
         assert_eq!(fake::all_frames(system), total);
     }
@@ -94,7 +153,7 @@ fn run(one_to_one: bool, steps: &[Step]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_frame_is_in_one_place_and_none_is_lost(steps in prop::collection::vec(step(), 1..60)) {
