@@ -61,7 +61,10 @@ impl PageFormat for Format {
 
     fn leaf(&self, mfn: Mfn, size: PageSize, kind: PageKind, memory: MemoryType) -> u64 {
         assert!(size <= self.largest, "{size:?} pages do not exist here");
-        assert!(mfn.is_aligned(size.frames()) || matches!(kind, PageKind::Ioreq | PageKind::OnDemand), "{mfn} is not aligned to {size:?}");
+        assert!(
+            mfn.is_aligned(size.frames()) || matches!(kind, PageKind::Ioreq | PageKind::OnDemand),
+            "{mfn} is not aligned to {size:?}"
+        );
         MARK | 0b11 | (kind as u64) << 2 | (memory as u64) << 6 | mfn.phys().0 & FRAME_MASK
     }
 

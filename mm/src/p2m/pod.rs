@@ -286,3 +286,187 @@ impl<F: PageFormat> P2m<F> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use xen_abi::types::DomainId;
+
+    use super::*;
+    use crate::addr::{GuestPhys, HostPhys};
+    use crate::fake::{self, CachingTlb};
+    use crate::frame::FrameKind;
+    use crate::guest::GuestMemory;
+    use crate::p2m::P2mCache;
+
+    const OWNER: DomainId = DomainId(3);
+
+    /// A map with 1024 entries from gfn 512 on, and a cache of a block and four frames, none of which is zeroes.
+    fn p2m(memory: &'static Memory) -> P2m<fake::Format> {
+        let p2m = P2m::new(fake::Format::default(), memory, OWNER).unwrap();
+        assert!(p2m.mark_on_demand(Gfn(512), 1024).unwrap().is_none());
+        p2m.fill_cache(memory.allocate(2, None).unwrap());
+        p2m.fill_cache(memory.allocate(9, None).unwrap());
+        assert_eq!(p2m.pod(), Pod { entries: 1024, cache: 516 });
+        p2m
+    }
+
+    fn is_zero(memory: &Memory, mfn: Mfn, frames: u64) -> bool {
+        let bytes = mfn.phys().0..mfn.plus(frames).phys().0;
+        bytes.step_by(8).all(|at| memory.window().read_u64(HostPhys(at)) == Ok(0))
+    }
+
+    #[test]
+    fn an_entry_is_populated_as_large_as_it_can_be_and_with_zeroes() {
+        let memory = fake::memory(2048);
+        let p2m = p2m(memory);
+        let generation = p2m.generation();
+        p2m.populate(Gfn(700)).unwrap();
+        let found = p2m.lookup(Gfn(512)).unwrap();
+        assert_eq!(
+            (found.kind, found.size, p2m.pod()),
+            (PageKind::Ram, PageSize::Size2M, Pod { entries: 512, cache: 4 })
+        );
+        assert!(is_zero(memory, found.mfn, 512));
+        // There is no second block.
+        p2m.populate(Gfn(1030)).unwrap();
+        let found = p2m.lookup(Gfn(1030)).unwrap();
+        assert_eq!(
+            (found.kind, found.size, p2m.pod()),
+            (PageKind::Ram, PageSize::Size4K, Pod { entries: 511, cache: 3 })
+        );
+        assert!(is_zero(memory, found.mfn, 1));
+        assert!(memory.state(found.mfn).is(FrameKind::Owned, OWNER));
+        assert_eq!(p2m.lookup(Gfn(1029)).unwrap().kind, PageKind::OnDemand);
+        // It is there already.
+        p2m.populate(Gfn(1030)).unwrap();
+        assert_eq!((p2m.pod().cache, p2m.generation()), (3, generation));
+        assert_eq!(p2m.populate(Gfn(0)), Err(Errno::ENOENT));
+        assert_eq!(p2m.populate(p2m.end()), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn small_entries_are_populated_out_of_a_block() {
+        let memory = fake::memory(2048);
+        let p2m = P2m::new(fake::Format::default(), memory, OWNER).unwrap();
+        let _ = p2m.mark_on_demand(Gfn(5), 20).unwrap();
+        p2m.fill_cache(memory.allocate(9, None).unwrap());
+        for gfn in 5..25 {
+            p2m.populate(Gfn(gfn)).unwrap();
+            let found = p2m.lookup(Gfn(gfn)).unwrap();
+            assert!(found.kind == PageKind::Ram && is_zero(memory, found.mfn, 1));
+        }
+        assert_eq!(p2m.pod(), Pod { entries: 0, cache: 492 });
+        assert_eq!(p2m.trim_cache(100), 100);
+        assert_eq!(p2m.trim_cache(u64::MAX), 392);
+    }
+
+    #[test]
+    fn without_a_frame_nothing_is_populated_and_the_map_is_starved() {
+        let memory = fake::memory(2048);
+        let p2m = p2m(memory);
+        assert_eq!(p2m.shrink_cache(0, 500), 500);
+        assert_eq!(p2m.shrink_cache(0, 500), 16);
+        assert!(!p2m.is_starved());
+        assert_eq!(p2m.populate(Gfn(600)), Err(Errno::ENOMEM));
+        assert!(p2m.is_starved());
+        assert_eq!(
+            p2m.lookup(Gfn(600)).map(|found| (found.kind, found.size)),
+            Some((PageKind::OnDemand, PageSize::Size2M))
+        );
+        assert_eq!(GuestMemory::new(&p2m).copy_to(GuestPhys(600 << 12), &[1]), Err(Errno::EFAULT));
+        assert_eq!(P2mCache::new().of(&p2m).lookup(Gfn(600)), None);
+        assert_eq!(p2m.reference(Gfn(600)).unwrap_err(), Errno::ENOMEM);
+    }
+
+    #[test]
+    fn whoever_uses_a_page_populates_it() {
+        let memory = fake::memory(2048);
+        let p2m = p2m(memory);
+        let mut cache = P2mCache::new();
+        let mut bytes = [1; 8];
+        cache.of(&p2m).copy_from(GuestPhys(600 << 12), &mut bytes).unwrap();
+        assert_eq!((bytes, p2m.pod().cache), ([0; 8], 4));
+        // The other two mebibytes are mapped one by one.
+        cache.of(&p2m).copy_to(GuestPhys(1100 << 12), &[5; 8]).unwrap();
+        cache.of(&p2m).copy_to(GuestPhys(1101 << 12), &[6; 8]).unwrap();
+        assert_eq!(p2m.pod().cache, 2);
+        GuestMemory::new(&p2m).copy_from(GuestPhys(1100 << 12), &mut bytes).unwrap();
+        assert_eq!(bytes, [5; 8]);
+        GuestMemory::new(&p2m).zero(GuestPhys(1102 << 12), 4096).unwrap();
+        let (reference, found) = p2m.reference(Gfn(1103)).unwrap();
+        assert_eq!((found.kind, reference.mfn(), p2m.pod().cache), (PageKind::Ram, found.mfn, 0));
+    }
+
+    #[test]
+    fn marking_leaves_what_is_there_alone() {
+        let memory = fake::memory(2048);
+        let p2m = p2m(memory);
+        p2m.insert(Gfn(2000), Mfn(7), PageKind::Foreign, MemoryType::WriteBack).unwrap();
+        assert_eq!(p2m.mark_on_demand(Gfn(1500), 600).unwrap_err(), Errno::EEXIST);
+        assert_eq!(p2m.mark_on_demand(Gfn(1400), 300).unwrap(), Flush::none());
+        assert_eq!(p2m.pod().entries, 1024 + 164);
+        let _ = p2m.mark_on_demand(Gfn(1 << 18), 1 << 18).unwrap();
+        assert_eq!(p2m.pod().entries, 1024 + 164 + (1 << 18));
+        p2m.populate(Gfn((1 << 18) + 1000)).unwrap();
+        assert_eq!(p2m.lookup(Gfn((1 << 18) + 1000)).map(|found| found.size), Some(PageSize::Size2M));
+        assert_eq!(p2m.mark_on_demand(p2m.end(), 1).unwrap_err(), Errno::EINVAL);
+    }
+
+    #[test]
+    fn entries_are_counted_however_they_go() {
+        let memory = fake::memory(4096);
+        let p2m = p2m(memory);
+        let any = |_: Option<&Mapping>| Ok(());
+        let write_back = MemoryType::WriteBack;
+        let (before, flush) = p2m.put(Gfn(600), Mfn(9), PageKind::Foreign, write_back, any).unwrap();
+        assert_eq!((before.map(|found| found.kind), flush), (Some(PageKind::OnDemand), Flush::none()));
+        assert_eq!(p2m.pod().entries, 1023);
+        let (_, flush) = p2m.take(Gfn(601), PageSize::Size4K, |_| Ok(())).unwrap();
+        assert_eq!((p2m.pod().entries, flush), (1022, Flush::none()));
+        let (_, flush) = p2m.take(Gfn(1024), PageSize::Size2M, |_| Ok(())).unwrap();
+        assert_eq!((p2m.pod().entries, flush), (510, Flush::none()));
+        assert!(p2m.map(Gfn(700), Mfn(700), 10, PageKind::Foreign, write_back).unwrap().is_none());
+        assert_eq!(p2m.pod().entries, 500);
+        // A table goes, with all that are in it.
+        assert!(!p2m.map(Gfn(512), Mfn(512), 512, PageKind::Foreign, write_back).unwrap().is_none());
+        assert_eq!(p2m.pod().entries, 0);
+        let _ = p2m.mark_on_demand(Gfn(1 << 18), 1 << 18).unwrap();
+        let _ = p2m.unmap(Gfn((1 << 18) + 5), 700).unwrap();
+        assert_eq!(p2m.pod().entries, (1 << 18) - 700);
+        let _ = p2m.unmap(Gfn(0), p2m.end().0).unwrap();
+        assert_eq!(p2m.pod(), Pod { entries: 0, cache: 516 });
+    }
+
+    #[test]
+    fn a_page_comes_back_to_the_cache_as_long_as_it_is_wanted_and_unused() {
+        let memory = fake::memory(2048);
+        let p2m = p2m(memory);
+        let mut tlb = CachingTlb::new();
+        p2m.populate(Gfn(512)).unwrap();
+        let (found, flush) = p2m.take(Gfn(512), PageSize::Size4K, |_| Ok(())).unwrap();
+        tlb.spend(&p2m, flush);
+        let reference = memory.reference(found.mfn, OWNER).unwrap();
+        assert!(!p2m.keep_in_cache(found.mfn, PageSize::Size4K), "somebody writes there yet");
+        drop(reference);
+        memory.window().copy_to(found.mfn.phys(), &[7; 64]).unwrap();
+        assert!(p2m.keep_in_cache(found.mfn, PageSize::Size4K));
+        assert_eq!(memory.reference(found.mfn, OWNER).unwrap_err(), Errno::EINVAL);
+        assert_eq!(p2m.pod(), Pod { entries: 512, cache: 5 });
+        // The last in is the first out, and zeroes again.
+        p2m.populate(Gfn(1024)).unwrap();
+        assert_eq!(p2m.lookup(Gfn(1024)).map(|found| found.mfn), Some(found.mfn));
+        assert!(is_zero(memory, found.mfn, 1));
+        let _ = p2m.unmap(Gfn(1025), 511).unwrap();
+        let (found, flush) = p2m.take(Gfn(1024), PageSize::Size4K, |_| Ok(())).unwrap();
+        tlb.spend(&p2m, flush);
+        assert!(!p2m.cache_wants_more() && !p2m.keep_in_cache(found.mfn, PageSize::Size4K));
+    }
+
+    #[test]
+    fn the_cache_goes_with_the_map() {
+        let memory = fake::memory(2048);
+        let free = memory.free_frames();
+        drop(p2m(memory));
+        assert_eq!(memory.free_frames(), free);
+    }
+}

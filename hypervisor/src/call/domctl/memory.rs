@@ -69,7 +69,9 @@ pub(super) fn page_info<M: Machine>(
     for index in 0..request.num {
         let gfn = Gfn(caller.read_at(request.array, index)?);
         let kind = match domain.p2m.lookup(gfn).map(|mapping| mapping.kind) {
-            Some(PageKind::Ram | PageKind::RamReadOnly | PageKind::LogDirty | PageKind::OnDemand) => XEN_DOMCTL_PFINFO_NOTAB,
+            Some(PageKind::Ram | PageKind::RamReadOnly | PageKind::LogDirty | PageKind::OnDemand) => {
+                XEN_DOMCTL_PFINFO_NOTAB
+            }
             _ => XEN_DOMCTL_PFINFO_XTAB,
         };
         caller.write_at(request.array, index, &u64::from(kind))?;

@@ -248,7 +248,7 @@ fn continuations_that_nobody_began_do_nothing() {
 }
 
 #[test]
-fn memory_without_a_place_and_memory_on_demand_are_not_to_be_had() {
+fn memory_without_a_place_and_memory_on_demand_of_ones_own_are_not_to_be_had() {
     let mut dom0 = dom0();
     let mut argument = reservation(&dom0, &[0], 0);
     assert_eq!(dom0.op(MEMORY_OP, XENMEM_INCREASE_RESERVATION, &mut argument), 0);
@@ -556,12 +556,15 @@ fn what_does_not_exist_is_not_implemented() {
     }
 }
 
+// ---- populate on demand ----
+
 #[test]
-fn a_target_for_pages_on_demand_changes_nothing() {
+fn a_target_for_a_domain_without_pages_on_demand_changes_nothing() {
     let system = fake::system(256);
     let mut dom0 = Running::new(system, &fake::add_domain(system, 0, 16));
     let mut guest = Running::new(system, &fake::add_domain(system, GUEST, 17));
-    let target = |domid| PodTarget { target_pages: 5, pod_cache_pages: 9, pod_entries: 9, domid, ..Default::default() };
+    let target =
+        |domid| PodTarget { target_pages: 50, pod_cache_pages: 9, pod_entries: 9, domid, ..Default::default() };
     for operation in [XENMEM_SET_POD_TARGET, XENMEM_GET_POD_TARGET] {
         let mut request = target(DomainId(GUEST));
         assert_eq!(dom0.op(MEMORY_OP, operation, &mut request), 0);
@@ -569,4 +572,141 @@ fn a_target_for_pages_on_demand_changes_nothing() {
         assert_eq!(dom0.op(MEMORY_OP, operation, &mut target(DomainId(99))), Errno::ESRCH.as_return());
         assert_eq!(guest.op(MEMORY_OP, operation, &mut target(DomainId(GUEST))), Errno::EPERM.as_return());
     }
+}
+
+/// Sets a target for the guest: how many pages it has then, how many of them are in its cache, and how many are to be populated.
+fn set_target(dom0: &mut Running, target_pages: u64) -> Result<[u64; 3], i64> {
+    let mut request = PodTarget { target_pages, domid: DomainId(GUEST), ..Default::default() };
+    match dom0.op(MEMORY_OP, XENMEM_SET_POD_TARGET, &mut request) {
+        0 => Ok([request.tot_pages, request.pod_cache_pages, request.pod_entries]),
+        error => Err(error),
+    }
+}
+
+fn told(running: &Running) -> [u64; 3] {
+    let pod = running.domain.p2m.pod();
+    [running.domain.pages.load(Ordering::Relaxed), pod.cache, pod.entries]
+}
+
+/// Dom0, and a guest as a toolstack makes one: 2816 pages from [`RAM`] on, of which it has `target`, and uses the first 16.
+fn ballooned(target: u64) -> (Running, Running) {
+    let dom0 = fake::system(8192);
+    let mut dom0 = Running::new(dom0, &fake::add(dom0, Wanted { max_pages: 2048, ..Wanted::default() }));
+    let guest = fake::add(dom0.system, Wanted { id: GUEST, pages: 0, max_pages: target, ..Wanted::default() });
+    assert_eq!(set_target(&mut dom0, target), Ok([target, target, 0]));
+    for (gfns, order) in [([RAM].as_slice(), 8), (&[512, 1024, 1536, 2048, 2560], 9)] {
+        let argument = reservation(&dom0, gfns, order);
+        let mem_flags = XENMEMF_POPULATE_ON_DEMAND;
+        let mut argument = MemoryReservation { domid: DomainId(GUEST), mem_flags, ..argument };
+        assert_eq!(dom0.op(MEMORY_OP, XENMEM_POPULATE_PHYSMAP, &mut argument), gfns.len() as i64);
+        // Once more is nothing new.
+        assert_eq!(dom0.op(MEMORY_OP, XENMEM_POPULATE_PHYSMAP, &mut argument), gfns.len() as i64);
+    }
+    let guest = Running::new(dom0.system, &guest);
+    assert_eq!(told(&guest), [target, target, 2816]);
+    for page in RAM..RAM + 16 {
+        guest.domain.p2m.populate(Gfn(page)).unwrap();
+    }
+    assert_eq!(told(&guest), [target, target - 16, 2800]);
+    (dom0, guest)
+}
+
+#[test]
+fn a_guest_balloons_down_to_what_it_has() {
+    let (mut dom0, mut guest) = ballooned(1500);
+    // Without a word about memory that it does not have.
+    let mut ask = MemoryDomain { domid: DomainId::SELF };
+    assert_eq!(guest.op(MEMORY_OP, XENMEM_CURRENT_RESERVATION, &mut ask), 1500);
+    // Pages that it has used go to the cache, as long as that has too few.
+    let used: Vec<u64> = (512..1024).collect();
+    for gfn in &used {
+        guest.domain.p2m.populate(Gfn(*gfn)).unwrap();
+    }
+    assert_eq!(told(&guest), [1500, 972, 2288]);
+    assert_eq!(decrease(&mut guest, &used, 0), 512);
+    assert_eq!(told(&guest), [1500, 1484, 2288]);
+    let before = dom0.system.memory.free_frames();
+    // Those that it has not used just need not be there.
+    assert_eq!(decrease(&mut guest, &[1024], 9), 1);
+    assert_eq!(told(&guest), [1500, 1484, 1776]);
+    assert_eq!(dom0.system.memory.free_frames(), before);
+    assert_eq!(decrease(&mut guest, &[1536], 9), 1);
+    assert_eq!(told(&guest), [1280, 1264, 1264], "more frames than pages would be too many");
+    assert_eq!(dom0.system.memory.free_frames(), before + 220);
+    // From now on it gives memory back.
+    assert_eq!(decrease(&mut guest, &[2048, 2049], 0), 2);
+    assert_eq!(decrease(&mut guest, &[RAM + 15], 0), 1);
+    assert_eq!(told(&guest), [1277, 1262, 1262]);
+    // And takes it, up to what it may have.
+    assert_eq!(populate(&mut guest, &[1024, 1025], 0), 2);
+    assert_eq!(told(&guest), [1279, 1262, 1262]);
+    assert_eq!(populate(&mut guest, &[512], 9), 0);
+    fake::check_address_space(dom0.system, &guest.domain);
+    assert_eq!(set_target(&mut dom0, 1000), Ok([1279, 1262, 1262]), "the guest has to get there itself");
+    assert_eq!(set_target(&mut dom0, 2000), Ok([1279, 1262, 1262]), "nor is it given what is not to be populated");
+}
+
+#[test]
+fn a_target_that_is_raised_fills_the_cache_a_part_at_a_time() {
+    let (mut dom0, guest) = ballooned(1500);
+    assert_eq!(set_target(&mut dom0, 2700), Err(no(Errno::ENOMEM)), "more than it may have");
+    assert_eq!(told(&guest), [1500, 1484, 2800]);
+    guest.domain.max_pages.store(5000, Ordering::Relaxed);
+    let request = PodTarget { target_pages: 2700, domid: DomainId(GUEST), ..Default::default() };
+    dom0.poke(page(0), &request);
+    assert_eq!(dom0.call(MEMORY_OP, &[XENMEM_SET_POD_TARGET.into(), page(0)]), (0, 1));
+    assert_eq!(told(&guest), [2700, 2684, 2800]);
+    assert_eq!(set_target(&mut dom0, 4000), Ok([2816, 2800, 2800]));
+    fake::check_address_space(dom0.system, &guest.domain);
+}
+
+#[test]
+fn what_is_claimed_is_what_the_cache_is_made_of() {
+    let dom0 = fake::system(2048);
+    let mut dom0 = Running::new(dom0, &fake::add_domain(dom0, 0, 16));
+    let system = dom0.system;
+    for (id, max_pages) in [(GUEST, 900), (6, 900)] {
+        fake::add(system, Wanted { id, pages: 0, max_pages, ..Wanted::default() });
+    }
+    let other = system.domain(DomainId(6)).unwrap();
+    let guest = system.domain(DomainId(GUEST)).unwrap();
+    system.claim(&other, 900).unwrap();
+    system.claim(&guest, 700).unwrap();
+    assert_eq!(set_target(&mut dom0, 600), Ok([600, 600, 0]));
+    assert_eq!((system.claimed(), guest.control.claim.load(Ordering::Relaxed)), (900 + 100, 100));
+    system.release_claim(&guest);
+    let left = system.memory.free_frames() - 900;
+    guest.max_pages.store(2000, Ordering::Relaxed);
+    assert_eq!(set_target(&mut dom0, 600 + left + 1), Err(no(Errno::ENOMEM)), "the rest is another's");
+    assert_eq!(system.memory.free_frames(), 900);
+}
+
+#[test]
+fn who_maps_a_page_of_anothers_populates_it_and_who_has_none_left_is_crashed() {
+    let (mut dom0, guest) = ballooned(534);
+    let mut map = |gfn: u64| batch(&mut dom0, XENMAPSPACE_GMFN_FOREIGN, DomainId(GUEST), &[gfn]).1;
+    assert_eq!(map(700), [0]);
+    assert_eq!(told(&guest), [534, 6, 2288]);
+    for gfn in 1100..1106 {
+        assert_eq!(map(gfn), [0]);
+    }
+    assert_eq!((told(&guest), guest.domain.shutdown_reason()), ([534, 0, 2282], None));
+    assert_eq!(map(1106), [Errno::EINVAL.as_status()]);
+    assert_eq!(guest.domain.shutdown_reason(), Some(xen_abi::sched::SHUTDOWN_CRASH));
+    assert_eq!(dom0.domain.shutdown_reason(), None);
+    fake::check_address_space(dom0.system, &guest.domain);
+}
+
+#[test]
+fn an_argument_that_nobody_has_touched_yet_is_populated_or_its_domain_is_crashed() {
+    let (_dom0, mut guest) = ballooned(24);
+    let ask = |gfn: u64| [XENMEM_CURRENT_RESERVATION.into(), gfn << 12];
+    // The page says that it is about domain 0.
+    assert_eq!(guest.call(MEMORY_OP, &ask(600)).0, no(Errno::EPERM));
+    assert_eq!(told(&guest), [24, 7, 2799]);
+    for gfn in 601..608 {
+        assert_eq!(guest.call(MEMORY_OP, &ask(gfn)).0, no(Errno::EPERM));
+    }
+    assert_eq!(guest.call(MEMORY_OP, &ask(608)).0, no(Errno::EFAULT));
+    assert_eq!(guest.domain.shutdown_reason(), Some(xen_abi::sched::SHUTDOWN_CRASH));
 }

@@ -111,7 +111,12 @@ pub fn cases() -> Vec<Case> {
                 true,
             ),
             case("toolstack_shim", SHIM, "Debian's kernel as a PV guest in a PVH domain, by Xen's shim", false),
-            case("toolstack_maxmem", MAXMEM, "a domain that boots in half of what it may have, and is ballooned up and down", true),
+            case(
+                "toolstack_maxmem",
+                MAXMEM,
+                "a domain that boots in half of what it may have, and is ballooned up and down",
+                true,
+            ),
             case("toolstack_own_tests", OWN_TESTS, "Xen's own tests out of xen-utils pass", true),
             Case {
                 run: Box::new(compare),
