@@ -161,8 +161,10 @@ fn removable<M: Machine>(
         }
     };
     match mapping.kind {
-        PageKind::Ram | PageKind::RamReadOnly | PageKind::LogDirty if size == PageSize::Size4K => fate(mapping.mfn),
-        PageKind::Ram | PageKind::RamReadOnly | PageKind::LogDirty => {
+        PageKind::Ram | PageKind::RamReadOnly | PageKind::LogDirty | PageKind::Withheld if size == PageSize::Size4K => {
+            fate(mapping.mfn)
+        }
+        PageKind::Ram | PageKind::RamReadOnly | PageKind::LogDirty | PageKind::Withheld => {
             let frames = (0..size.frames()).map_while(|index| mapping.mfn.checked_add(index));
             for mfn in frames {
                 if fate(mfn)? != Fate::GivenUp {

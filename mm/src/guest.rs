@@ -11,13 +11,13 @@ use xen_abi::errno::Errno;
 use crate::addr::{GuestPhys, HostPhys, PAGE_SIZE};
 use crate::memory::Memory;
 use crate::p2m::{Cached, P2m};
-use crate::table::{PageFormat, PageKind};
+use crate::table::PageFormat;
 
 /// Where `at` is in the machine's memory, if there is memory and it may be used so.
 #[inline]
 fn place<F: PageFormat>(p2m: &P2m<F>, at: GuestPhys, write: bool) -> Result<HostPhys, Errno> {
     let found = match p2m.lookup(at.gfn()) {
-        Some(found) if found.kind == PageKind::OnDemand => p2m.touch(at.gfn()).ok(),
+        Some(found) if found.kind.comes_when_touched() => p2m.touch(at.gfn()).ok(),
         found => found,
     };
     match found {
@@ -167,7 +167,7 @@ mod tests {
     use crate::addr::{Gfn, Mfn, PageSize};
     use crate::fake;
     use crate::p2m::P2mCache;
-    use crate::table::MemoryType;
+    use crate::table::{MemoryType, PageKind};
 
     const OWNER: DomainId = DomainId(1);
 

@@ -9,12 +9,14 @@ mod pod;
 mod runs;
 mod single;
 mod spare;
+mod sweep;
 mod unmap;
 mod visit;
 
 pub use cache::{Cached, P2mCache};
 pub use flush::Flush;
 pub use pod::Pod;
+pub use sweep::{Swept, Withheld};
 pub use visit::Extent;
 
 use core::ops::{ControlFlow, Range};
@@ -26,6 +28,7 @@ use xen_abi::types::DomainId;
 use self::pod::Cache;
 use self::runs::Runs;
 use self::spare::Spare;
+use self::sweep::Round;
 use crate::addr::{Gfn, Mfn, PageSize};
 use crate::lock::{Guard, Lock, Rank};
 use crate::memory::{FrameRef, Memory};
@@ -35,6 +38,7 @@ use crate::table::{Entry, Mapping, MemoryType, PageFormat, PageKind};
 struct Edit {
     retired: Retired,
     cache: Cache,
+    round: Round,
 }
 
 /// Tables that are out of the tree but may still be looked at; a list through the frame table.
@@ -120,7 +124,11 @@ impl<F: PageFormat> P2m<F> {
             pod: pod::Counts::none(),
             edit: Lock::new(
                 Rank::P2m,
-                Edit { retired: Retired { head: None, newest: 0, now: false }, cache: Cache::none() },
+                Edit {
+                    retired: Retired { head: None, newest: 0, now: false },
+                    cache: Cache::none(),
+                    round: Round::default(),
+                },
             ),
         })
     }

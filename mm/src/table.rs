@@ -31,6 +31,8 @@ pub enum PageKind {
     Broken = 10,
     /// The domain's own memory, once it is touched: there is no frame yet.
     OnDemand = 11,
+    /// The domain's own memory, taken from its sight for as long as it is looked at, or until it is touched.
+    Withheld = 12,
 }
 
 impl PageKind {
@@ -50,6 +52,7 @@ impl PageKind {
             9 => Self::Ioreq,
             10 => Self::Broken,
             11 => Self::OnDemand,
+            12 => Self::Withheld,
             _ => return None,
         })
     }
@@ -57,7 +60,7 @@ impl PageKind {
     /// Whether the guest may read what is there without an exit.
     #[inline]
     pub const fn readable(self) -> bool {
-        !matches!(self, Self::Ioreq | Self::Broken | Self::OnDemand)
+        !matches!(self, Self::Ioreq | Self::Broken | Self::OnDemand | Self::Withheld)
     }
 
     /// Whether the guest may write there without an exit.
@@ -85,7 +88,13 @@ impl PageKind {
     /// Whether memory is there, which the host may copy from on the guest's behalf; devices' registers are not.
     #[inline]
     pub const fn is_memory(self) -> bool {
-        !matches!(self, Self::Mmio | Self::MmioReadOnly | Self::Ioreq | Self::Broken | Self::OnDemand)
+        !matches!(self, Self::Mmio | Self::MmioReadOnly | Self::Ioreq | Self::Broken | Self::OnDemand | Self::Withheld)
+    }
+
+    /// Whether there is memory as soon as it is touched ([`P2m::populate`](crate::P2m::populate)).
+    #[inline]
+    pub const fn comes_when_touched(self) -> bool {
+        matches!(self, Self::OnDemand | Self::Withheld)
     }
 
     /// Whether the frame is the domain's own.

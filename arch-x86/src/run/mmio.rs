@@ -3,7 +3,6 @@
 use hypervisor::machine::Machine;
 use hypervisor::physmap::on_demand;
 use mm::addr::GuestPhys;
-use mm::table::PageKind;
 
 use super::{Next, Running};
 use crate::context::GuestTables;
@@ -68,8 +67,8 @@ impl Running<'_> {
             {
                 return Next::Enter;
             }
-            if mapping.kind == PageKind::OnDemand {
-                return self.populate(access);
+            if mapping.kind.comes_when_touched() {
+                return self.touched(access);
             }
         }
         if access.fetch && self.context.engine.privilege() == 3 {
@@ -88,8 +87,8 @@ impl Running<'_> {
 
     /// The first touch of a page that is populated on demand.
     #[cold]
-    fn populate(&mut self, access: PageAccess) -> Next {
-        match on_demand::populate(self.system, self.domain, access.at.gfn()) {
+    fn touched(&mut self, access: PageAccess) -> Next {
+        match on_demand::touched(self.system, self.domain, access.at.gfn()) {
             Ok(()) => Next::Enter,
             Err(_) => self.crash_at(access, "has no memory left to be populated with"),
         }

@@ -51,7 +51,8 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
             let mut request = caller.read(handle)?;
             let domain = caller.target(request.domid)?;
             request.mem_type = match domain.p2m.lookup(Gfn(request.pfn)).map(|mapping| mapping.kind) {
-                Some(PageKind::Ram | PageKind::LogDirty | PageKind::GrantRw | PageKind::OnDemand) => HVMMEM_RAM_RW,
+                Some(PageKind::Ram | PageKind::LogDirty | PageKind::GrantRw) => HVMMEM_RAM_RW,
+                Some(kind) if kind.comes_when_touched() => HVMMEM_RAM_RW,
                 Some(PageKind::RamReadOnly | PageKind::GrantRo) => HVMMEM_RAM_RO,
                 _ => HVMMEM_MMIO_DM,
             };

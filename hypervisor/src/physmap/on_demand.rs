@@ -4,8 +4,7 @@
 use core::sync::atomic::Ordering;
 
 use mm::addr::{Gfn, PageSize};
-use mm::p2m::Pod;
-use mm::table::PageKind;
+use mm::p2m::{Pod, Swept};
 use xen_abi::errno::Errno;
 use xen_abi::sched::SHUTDOWN_CRASH;
 
@@ -13,6 +12,9 @@ use super::{charge, draw};
 use crate::domain::{Domain, shut_down};
 use crate::machine::Machine;
 use crate::system::System;
+
+/// Pages that are looked at for zeroes before others get a chance.
+const SWEPT_TOGETHER: u64 = 1024;
 
 /// Has `2^order` pages at `gfn` populated when they are touched. Nothing is counted yet. EEXIST if there is something else; EINVAL for gfns that
 /// do not exist, and for a domain whose frames have their places; ENOMEM.
@@ -31,18 +33,40 @@ pub fn mark<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, order:
 
 /// Populates `gfn` now, if it is to be populated on demand. ENOMEM if the domain has used up its cache: that is its end.
 pub fn populate<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn) -> Result<(), Errno> {
-    if domain.p2m.pod().entries == 0 || domain.p2m.lookup(gfn).is_none_or(|found| found.kind != PageKind::OnDemand) {
+    // Nothing is withheld either where there is nothing to populate.
+    if domain.p2m.pod().entries == 0 || domain.p2m.lookup(gfn).is_none_or(|found| !found.kind.comes_when_touched()) {
         return Ok(());
     }
     match domain.p2m.populate(gfn) {
+        Err(Errno::ENOMEM) => Err(starve(system, domain, gfn)),
         // It has been taken away meanwhile.
-        Err(Errno::ENOENT) => Ok(()),
-        Err(errno) => {
-            crash_if_starved(system, domain);
-            Err(errno)
-        }
-        Ok(()) => Ok(()),
+        _ => Ok(()),
     }
+}
+
+/// The running domain has touched such a `gfn`; it is to touch it again, which may bring it here again. Where the cache is empty, pages of zeroes
+/// are looked for that the domain can do without, a part of its memory at a time. ENOMEM if there are none: that is its end.
+#[cold]
+pub fn touched<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn) -> Result<(), Errno> {
+    match domain.p2m.populate(gfn) {
+        Err(Errno::ENOMEM) if domain.p2m.pod().cache == 0 => {}
+        Err(Errno::ENOMEM) => return Err(starve(system, domain, gfn)),
+        _ => return Ok(()),
+    }
+    // Another vCPU may be at it.
+    let Some((withheld, flush)) = domain.p2m.withhold_zeroes(SWEPT_TOGETHER) else { return Ok(()) };
+    system.machine.flush(domain, flush);
+    match domain.p2m.reclaim_zeroes(withheld) {
+        Swept::Nothing => Err(starve(system, domain, gfn)),
+        Swept::Some | Swept::NothingYet => Ok(()),
+    }
+}
+
+#[cold]
+fn starve<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn) -> Errno {
+    domain.p2m.starve(gfn);
+    crash_if_starved(system, domain);
+    Errno::ENOMEM
 }
 
 /// Crashes a domain of which a page was used, by whomever, that could not be populated. For where something has failed.

@@ -51,6 +51,10 @@ enum Step {
     Touch {
         gfn: u64,
     },
+    /// As [`Touch`](Step::Touch), but nothing is written, and pages of zeroes are looked for if the cache is empty.
+    Look {
+        gfn: u64,
+    },
     /// How much it is to have.
     Target {
         pages: u64,
@@ -73,7 +77,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::LetGo),
         3 => (gfn(), prop_oneof![2 => Just(0u8), 1 => 1u8..4, 3 => Just(9)])
             .prop_map(|(gfn, order)| Step::OnDemand { gfn, order }),
-        4 => gfn().prop_map(|gfn| Step::Touch { gfn }),
+        3 => gfn().prop_map(|gfn| Step::Touch { gfn }),
+        3 => gfn().prop_map(|gfn| Step::Look { gfn }),
         2 => (0u64..1400).prop_map(|pages| Step::Target { pages }),
         1 => (0u64..700).prop_map(|pages| Step::Claim { pages }),
     ]
@@ -104,6 +109,48 @@ fn touch(system: &'static System<fake::Fake>, domain: &Domain<fake::Fake>, gfn: 
     }
 }
 
+/// The pages of the domain's own memory that nobody else uses: those that begin with `byte`, and where they are.
+fn begin_with(system: &'static System<fake::Fake>, domain: &Domain<fake::Fake>, byte: u8) -> Vec<(u64, Mfn)> {
+    let mut found = Vec::new();
+    let _ = domain.p2m.visit(Gfn(0), u64::MAX, |extent| -> ControlFlow<()> {
+        for index in (0..extent.frames).filter(|_| extent.mapping.kind == PageKind::Ram) {
+            let mfn = Mfn(extent.mapping.mfn.0 + index);
+            let state = system.memory.state(mfn);
+            let mut first = [0];
+            system.memory.window().copy_from(mfn.phys(), &mut first).unwrap();
+            if state.kind() == FrameKind::Owned && state.count() == 0 && first == [byte] {
+                found.push((extent.gfn.0 + index, mfn));
+            }
+        }
+        ControlFlow::Continue(())
+    });
+    found
+}
+
+/// The guest reads a page, again and again if need be.
+fn look(system: &'static System<fake::Fake>, domain: &Domain<fake::Fake>, gfn: Gfn) {
+    let (before, written) = (domain.p2m.lookup(gfn), begin_with(system, domain, 7));
+    if before.is_none_or(|found| found.kind != PageKind::OnDemand) {
+        return;
+    }
+    for turn in 0.. {
+        assert!(turn < 20, "there is no end to it");
+        if on_demand::touched(system, domain, gfn).is_err() {
+            assert!(domain.p2m.pod().cache == 0 && domain.p2m.is_starved());
+            assert_eq!(begin_with(system, domain, 0), []);
+            break;
+        }
+        match domain.p2m.lookup(gfn) {
+            Some(found) if found.kind == PageKind::Ram => {
+                assert_eq!(system.memory.window().read_u64(found.mfn.phys()), Ok(0));
+                break;
+            }
+            found => assert_eq!(found.unwrap().kind, PageKind::OnDemand),
+        }
+    }
+    assert_eq!(begin_with(system, domain, 7), written, "nothing is lost");
+}
+
 fn run(one_to_one: bool, steps: &[Step]) {
     let system = fake::system(1536);
     let untouched = system.memory.free_frames();
@@ -132,6 +179,7 @@ fn run(one_to_one: bool, steps: &[Step]) {
             Step::LetGo => drop(held.pop()),
             Step::OnDemand { gfn, order } => _ = on_demand::mark(system, &domain, Gfn(gfn), order),
             Step::Touch { gfn } => touch(system, &domain, Gfn(gfn)),
+            Step::Look { gfn } => look(system, &domain, Gfn(gfn)),
             Step::Target { pages } => {
                 is_built &= domain.pages.load(Ordering::Relaxed) > domain.p2m.pod().cache;
                 while let Ok(false) = on_demand::approach(system, &domain, pages, 300) {}

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use xen_abi::errno::Errno;
 
-use super::{Extent, Flush, P2m, index, span};
+use super::{Edit, Extent, Flush, P2m, index, span};
 use crate::addr::{Gfn, Mfn, PageSize};
 use crate::frames::{Dirty, Frames};
 use crate::memory::Memory;
@@ -149,8 +149,7 @@ impl<F: PageFormat> P2m<F> {
     /// zeroes then. No translation was live, so nothing is to be flushed.
     ///
     /// # Errors
-    /// ENOENT if nothing is mapped, EINVAL for a gfn that does not exist, ENOMEM if the cache is empty, or a larger entry could not be split: the
-    /// map is [starved](Self::is_starved) from then on.
+    /// ENOENT if nothing is mapped, EINVAL for a gfn that does not exist, ENOMEM if the cache is empty, or a larger entry could not be split.
     #[cold]
     pub fn populate(&self, gfn: Gfn) -> Result<(), Errno> {
         if gfn.0 >= Self::FRAMES {
@@ -166,6 +165,13 @@ impl<F: PageFormat> P2m<F> {
                     continue;
                 }
                 Entry::Leaf(mapping) if mapping.kind == PageKind::OnDemand => mapping,
+                Entry::Leaf(mapping) if mapping.kind == PageKind::Withheld => {
+                    entry.store(
+                        self.format.leaf(mapping.mfn, mapping.size, PageKind::Ram, mapping.memory),
+                        Ordering::Release,
+                    );
+                    return Ok(());
+                }
                 // Another CPU was here first.
                 Entry::Leaf(_) => return Ok(()),
                 _ => return Err(Errno::ENOENT),
@@ -187,14 +193,16 @@ impl<F: PageFormat> P2m<F> {
                 return Ok(());
             }
             if level == 1 || self.pod().cache == 0 {
-                return Err(self.starve(gfn));
+                return Err(Errno::ENOMEM);
             }
-            table = self.split(entry, mapping, level).map_err(|_| self.starve(gfn))?;
+            table = self.split(entry, mapping, level)?;
             level = level.wrapping_sub(1);
         }
     }
 
-    fn starve(&self, gfn: Gfn) -> Errno {
+    /// `gfn` cannot be populated: the map is [starved](Self::is_starved) from now on.
+    #[cold]
+    pub fn starve(&self, gfn: Gfn) {
         if !self.pod.starved.swap(true, Ordering::Relaxed) {
             let (owner, Pod { entries, cache }) = (self.owner.0, self.pod());
             log::error!(
@@ -203,7 +211,6 @@ impl<F: PageFormat> P2m<F> {
                 gfn.0
             );
         }
-        Errno::ENOMEM
     }
 
     /// The memory behind `gfn`, populated if need be.
@@ -212,13 +219,24 @@ impl<F: PageFormat> P2m<F> {
     /// EINVAL if there is none, ENOMEM if it could not be populated.
     #[cold]
     pub(crate) fn touch(&self, gfn: Gfn) -> Result<Mapping, Errno> {
-        if self.lookup(gfn).is_some_and(|found| found.kind == PageKind::OnDemand) {
-            self.populate(gfn)?;
+        if self.lookup(gfn).is_some_and(|found| found.kind.comes_when_touched()) {
+            self.populate(gfn).inspect_err(|errno| {
+                if *errno == Errno::ENOMEM {
+                    self.starve(gfn);
+                }
+            })?;
         }
         self.lookup(gfn).filter(|found| found.kind.is_memory()).ok_or(Errno::EINVAL)
     }
 
     // ---- the cache ----
+
+    /// Adds frames that are parked already. The caller has the map's lock.
+    pub(super) fn add_to_cache(&self, edit: &mut Edit, mfn: Mfn, size: PageSize) {
+        edit.cache.add(self.memory, mfn, size.order());
+        edit.round.fruitless = 0;
+        self.pod.cache.fetch_add(size.frames(), Ordering::Relaxed);
+    }
 
     /// Puts free frames in the cache.
     pub fn fill_cache(&self, frames: Frames<Dirty>) {
@@ -226,6 +244,7 @@ impl<F: PageFormat> P2m<F> {
         let mut edit = self.edit.lock();
         let mfn = frames.park_for(self.owner);
         edit.cache.add(self.memory, mfn, order);
+        edit.round.fruitless = 0;
         self.pod.cache.fetch_add(count, Ordering::Relaxed);
     }
 
@@ -247,8 +266,7 @@ impl<F: PageFormat> P2m<F> {
         if !self.cache_wants_more() || self.memory.park_block(mfn, size.order(), self.owner).is_err() {
             return false;
         }
-        edit.cache.add(self.memory, mfn, size.order());
-        self.pod.cache.fetch_add(size.frames(), Ordering::Relaxed);
+        self.add_to_cache(&mut edit, mfn, size);
         true
     }
 
@@ -366,9 +384,8 @@ mod tests {
         let p2m = p2m(memory);
         assert_eq!(p2m.shrink_cache(0, 500), 500);
         assert_eq!(p2m.shrink_cache(0, 500), 16);
-        assert!(!p2m.is_starved());
         assert_eq!(p2m.populate(Gfn(600)), Err(Errno::ENOMEM));
-        assert!(p2m.is_starved());
+        assert!(!p2m.is_starved());
         assert_eq!(
             p2m.lookup(Gfn(600)).map(|found| (found.kind, found.size)),
             Some((PageKind::OnDemand, PageSize::Size2M))
@@ -376,6 +393,7 @@ mod tests {
         assert_eq!(GuestMemory::new(&p2m).copy_to(GuestPhys(600 << 12), &[1]), Err(Errno::EFAULT));
         assert_eq!(P2mCache::new().of(&p2m).lookup(Gfn(600)), None);
         assert_eq!(p2m.reference(Gfn(600)).unwrap_err(), Errno::ENOMEM);
+        assert!(p2m.is_starved());
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use core::sync::atomic::Ordering;
 
 use mm::addr::Gfn;
-use mm::table::PageKind;
 use xen_abi::domctl::*;
 use xen_abi::errno::Errno;
 
@@ -69,9 +68,7 @@ pub(super) fn page_info<M: Machine>(
     for index in 0..request.num {
         let gfn = Gfn(caller.read_at(request.array, index)?);
         let kind = match domain.p2m.lookup(gfn).map(|mapping| mapping.kind) {
-            Some(PageKind::Ram | PageKind::RamReadOnly | PageKind::LogDirty | PageKind::OnDemand) => {
-                XEN_DOMCTL_PFINFO_NOTAB
-            }
+            Some(kind) if kind.is_own_memory() || kind.comes_when_touched() => XEN_DOMCTL_PFINFO_NOTAB,
             _ => XEN_DOMCTL_PFINFO_XTAB,
         };
         caller.write_at(request.array, index, &u64::from(kind))?;

@@ -1,0 +1,296 @@
+//! Looking for pages of zeroes when the PoD cache is empty: a domain can do without them, as it gets others when it touches them.
+//!
+//! A page that seems to be one is withheld first: nobody sees it, and whoever touches it has it back. Once that is flushed its contents stay as
+//! they are. If it still is all zeroes then, and nobody refers to it, it goes to the cache.
+
+use core::ops::ControlFlow;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::{Edit, Extent, Flush, P2m, index};
+use crate::addr::{Gfn, HostPhys, Mfn, PAGE_SIZE, PageSize};
+use crate::frame::FrameKind;
+use crate::table::{Entry, Mapping, PageFormat, PageKind};
+
+/// Pages that are withheld at once.
+const TOGETHER: usize = 32;
+const LARGE: u64 = PageSize::Size2M.frames();
+
+/// How far the search has come.
+#[derive(Default)]
+pub(super) struct Round {
+    /// Somebody is at it.
+    busy: bool,
+    next: u64,
+    /// How often the end was reached since there was something in the cache.
+    pub(super) fruitless: u32,
+}
+
+/// Pages that are withheld until it is known whether they are zeroes.
+#[must_use = "they are given back by `reclaim_zeroes`"]
+#[derive(Debug)]
+pub struct Withheld {
+    pages: [Option<(Gfn, Mfn, PageSize)>; TOGETHER],
+    count: usize,
+}
+
+impl Withheld {
+    /// False if there is no more room.
+    fn push(&mut self, gfn: Gfn, mfn: Mfn, size: PageSize) -> bool {
+        let Some(place) = self.pages.get_mut(self.count) else { return false };
+        *place = Some((gfn, mfn, size));
+        self.count = self.count.wrapping_add(1);
+        true
+    }
+}
+
+/// What came of a part of the search.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Swept {
+    /// Something: it is in the cache.
+    Some,
+    /// Nothing, but there is more to look at.
+    NothingYet,
+    /// Nothing, in all of the map.
+    Nothing,
+}
+
+impl<F: PageFormat> P2m<F> {
+    /// Goes on with the search for about `budget` pages. `None` while another CPU is at it. For the domain that runs on this CPU only.
+    #[cold]
+    pub fn withhold_zeroes(&self, budget: u64) -> Option<(Withheld, Flush)> {
+        let mut edit = self.edit.lock();
+        if core::mem::replace(&mut edit.round.busy, true) {
+            return None;
+        }
+        let start = Gfn(edit.round.next);
+        drop(edit);
+        let mut found = Withheld { pages: [None; TOGETHER], count: 0 };
+        let mut left = budget;
+        // Looked for without the lock, as it takes its time.
+        let stopped = self.visit(start, u64::MAX, |extent| {
+            let is_memory = extent.mapping.kind == PageKind::Ram;
+            let seen = if is_memory { self.look_at(extent, &mut found) } else { extent.frames };
+            left = left.saturating_sub(if is_memory { seen } else { 1 });
+            if left == 0 || found.count == TOGETHER || seen < extent.frames {
+                ControlFlow::Break(extent.gfn.0.wrapping_add(seen))
+            } else {
+                ControlFlow::Continue(())
+            }
+        });
+        let mut edit = self.edit.lock();
+        match stopped {
+            ControlFlow::Break(next) => edit.round.next = next,
+            ControlFlow::Continue(()) => {
+                edit.round.next = 0;
+                edit.round.fruitless = edit.round.fruitless.saturating_add(1);
+            }
+        }
+        let mut live = false;
+        for page in &mut found.pages {
+            *page = page.filter(|(gfn, mfn, size)| self.withhold(&mut edit, *gfn, *mfn, *size));
+            live |= page.is_some();
+        }
+        Some((found, self.finish(edit, live)))
+    }
+
+    /// Notes what of an extent seems to be zeroes, and nobody refers to. How many gfns were looked at: those of 2 MiB at most, fewer if there is
+    /// no more room.
+    fn look_at(&self, extent: Extent, found: &mut Withheld) -> u64 {
+        let whole = extent.mapping.size == PageSize::Size2M && extent.frames == LARGE;
+        let mfn = extent.mapping.mfn;
+        if whole && (0..LARGE).all(|step| self.is_spare(mfn.plus(step))) {
+            found.push(extent.gfn, mfn, PageSize::Size2M);
+            return LARGE;
+        }
+        let frames = extent.frames.min(LARGE);
+        for step in 0..frames {
+            if self.is_spare(mfn.plus(step))
+                && !found.push(Gfn(extent.gfn.0.wrapping_add(step)), mfn.plus(step), PageSize::Size4K)
+            {
+                return step;
+            }
+        }
+        frames
+    }
+
+    /// Whether a frame of the domain's is all zeroes, and nobody refers to it.
+    fn is_spare(&self, mfn: Mfn) -> bool {
+        let state = self.memory.state(mfn);
+        state.kind() == FrameKind::Owned && state.owner() == self.owner && state.count() == 0 && self.is_zero(mfn)
+    }
+
+    fn is_zero(&self, mfn: Mfn) -> bool {
+        const PIECE: usize = 256;
+        let window = self.memory.window();
+        let mut bytes = [0u8; PIECE];
+        (0..PAGE_SIZE).step_by(PIECE).all(|offset| {
+            window.copy_from(HostPhys(mfn.phys().0 | offset as u64), &mut bytes).is_ok()
+                && bytes.as_chunks::<8>().0.iter().all(|word| *word == [0; 8])
+        })
+    }
+
+    /// Withholds a page if it is what it was.
+    fn withhold(&self, edit: &mut Edit, gfn: Gfn, mfn: Mfn, size: PageSize) -> bool {
+        let Some(found) = self.lookup(gfn) else { return false };
+        if found.kind != PageKind::Ram || found.mfn != mfn || found.size < size {
+            return false;
+        }
+        let Ok(table) = self.table_for(gfn.0, size.level()) else { return false };
+        let Some(entry) = self.entry(table, index(gfn.0, size.level())) else { return false };
+        let old = self.format.decode(entry.load(Ordering::Acquire), size.level());
+        entry.store(self.format.leaf(mfn, size, PageKind::Withheld, found.memory), Ordering::Release);
+        self.replaced(edit, old, size.level(), gfn.0)
+    }
+
+    /// Ends a part of the search. The flush of the pages that were withheld must have been spent.
+    #[cold]
+    pub fn reclaim_zeroes(&self, withheld: Withheld) -> Swept {
+        let mut edit = self.edit.lock();
+        let mut some = false;
+        for (gfn, mfn, size) in withheld.pages.into_iter().flatten() {
+            let Some((entry, mapping)) = self.withheld(gfn, mfn, size) else { continue };
+            let kind = if self.park_zeroes(mfn, size) {
+                self.pod.add_entries(size.frames());
+                self.add_to_cache(&mut edit, mfn, size);
+                some = true;
+                PageKind::OnDemand
+            } else {
+                PageKind::Ram
+            };
+            entry.store(self.format.leaf(super::frame(kind, mfn), size, kind, mapping.memory), Ordering::Release);
+        }
+        edit.round.busy = false;
+        match edit.round.fruitless {
+            _ if some => Swept::Some,
+            // The first time it may have begun in the middle.
+            0 | 1 => Swept::NothingYet,
+            _ => Swept::Nothing,
+        }
+    }
+
+    /// Parks a page that nobody refers to, and nobody sees, if it is all zeroes. (Whoever referred to it until then may have written to it.)
+    fn park_zeroes(&self, mfn: Mfn, size: PageSize) -> bool {
+        if self.memory.park_block(mfn, size.order(), self.owner).is_err() {
+            return false;
+        }
+        let frames = || (0..size.frames()).map(|step| mfn.plus(step));
+        let is_zero = frames().all(|mfn| self.is_zero(mfn));
+        if !is_zero {
+            for mfn in frames() {
+                let own = self.memory.unpark(mfn, self.owner);
+                debug_assert_eq!(own, Ok(()), "{mfn} was parked just now");
+            }
+        }
+        is_zero
+    }
+
+    /// The entry of a page that is withheld, if it still is.
+    fn withheld(&self, gfn: Gfn, mfn: Mfn, size: PageSize) -> Option<(&'static AtomicU64, Mapping)> {
+        let found = self.lookup(gfn)?;
+        if (found.kind, found.mfn, found.size) != (PageKind::Withheld, mfn, size) {
+            return None;
+        }
+        let table = self.table_for(gfn.0, size.level()).ok()?;
+        let entry = self.entry(table, index(gfn.0, size.level()))?;
+        match self.format.decode(entry.load(Ordering::Acquire), size.level()) {
+            Entry::Leaf(mapping) => Some((entry, mapping)),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use xen_abi::types::DomainId;
+
+    use super::*;
+    use crate::fake;
+    use crate::memory::Memory;
+    use crate::p2m::Pod;
+    use crate::table::MemoryType;
+
+    const OWNER: DomainId = DomainId(3);
+
+    /// A map with 512 entries from gfn 512 on and an empty cache. Its memory: 2 MiB at gfn 1024 and 600 pages one by one at gfn 4096.
+    fn p2m(memory: &'static Memory) -> P2m<fake::Format> {
+        let p2m = P2m::new(fake::Format::default(), memory, OWNER).unwrap();
+        let _ = p2m.mark_on_demand(Gfn(512), 512).unwrap();
+        let give = |order| memory.allocate(order, None).unwrap().scrub().give_to(OWNER);
+        let _ = p2m.map(Gfn(1024), give(9), 512, PageKind::Ram, MemoryType::WriteBack).unwrap();
+        for gfn in 4096..4696 {
+            p2m.insert(Gfn(gfn), give(0), PageKind::Ram, MemoryType::WriteBack).unwrap();
+        }
+        p2m
+    }
+
+    fn write(p2m: &P2m<fake::Format>, gfn: u64) {
+        let mfn = p2m.lookup(Gfn(gfn)).unwrap().mfn;
+        p2m.memory().window().copy_to(HostPhys(mfn.phys().0 + 4095), &[1]).unwrap();
+    }
+
+    fn kind(p2m: &P2m<fake::Format>, gfn: u64) -> PageKind {
+        p2m.lookup(Gfn(gfn)).unwrap().kind
+    }
+
+    #[test]
+    fn a_large_page_of_zeroes_is_taken_whole() {
+        let p2m = p2m(fake::memory(2048));
+        let (withheld, flush) = p2m.withhold_zeroes(100).unwrap();
+        assert!(!flush.is_none());
+        assert_eq!(kind(&p2m, 1100), PageKind::Withheld);
+        assert_eq!(p2m.withhold_zeroes(100).map(|(withheld, _)| withheld.count), None, "one at a time");
+        assert_eq!(p2m.reclaim_zeroes(withheld), Swept::Some);
+        assert_eq!(p2m.pod(), Pod { entries: 1024, cache: 512 });
+        p2m.populate(Gfn(600)).unwrap();
+        assert_eq!(p2m.pod(), Pod { entries: 512, cache: 0 });
+    }
+
+    #[test]
+    fn pages_of_zeroes_are_found_among_others() {
+        let p2m = p2m(fake::memory(2048));
+        for gfn in (1024..1536).chain(4096..4696).filter(|gfn| gfn % 100 != 0) {
+            write(&p2m, gfn);
+        }
+        let mut parts = 0;
+        let mut sweep = || {
+            parts += 1;
+            let (withheld, _) = p2m.withhold_zeroes(100).unwrap();
+            p2m.reclaim_zeroes(withheld)
+        };
+        while sweep() != Swept::Nothing {}
+        assert!(parts < 40, "{parts}");
+        let zeroes: Vec<u64> = (1024..1536).chain(4096..4696).filter(|gfn| gfn % 100 == 0).collect();
+        assert_eq!(p2m.pod(), Pod { entries: 512 + zeroes.len() as u64, cache: zeroes.len() as u64 });
+        for gfn in (1024..1536).chain(4096..4696) {
+            assert_eq!(kind(&p2m, gfn) == PageKind::OnDemand, zeroes.contains(&gfn), "{gfn}");
+        }
+    }
+
+    #[test]
+    fn what_is_used_meanwhile_stays() {
+        let memory = fake::memory(2048);
+        let p2m = p2m(memory);
+        write(&p2m, 1030);
+        let referred = memory.reference(p2m.lookup(Gfn(1025)).unwrap().mfn, OWNER).unwrap();
+        let (withheld, _) = p2m.withhold_zeroes(500).unwrap();
+        let generation = p2m.generation();
+        assert_eq!(
+            (kind(&p2m, 1024), kind(&p2m, 1025), kind(&p2m, 1030)),
+            (PageKind::Withheld, PageKind::Ram, PageKind::Ram)
+        );
+        // The guest touches a page and writes to it; another is granted; of a third, somebody had written already.
+        p2m.populate(Gfn(1024)).unwrap();
+        write(&p2m, 1024);
+        let (granted, _) = p2m.reference(Gfn(1026)).unwrap();
+        write(&p2m, 1027);
+        let taken = p2m.take(Gfn(1028), PageSize::Size4K, |_| Ok(())).unwrap().0;
+        assert_eq!(p2m.reclaim_zeroes(withheld), Swept::Some);
+        for gfn in 1024..1028 {
+            assert_eq!(kind(&p2m, gfn), PageKind::Ram, "{gfn}");
+        }
+        assert_eq!(kind(&p2m, 1029), PageKind::OnDemand);
+        assert_eq!((p2m.lookup(Gfn(1028)), memory.state(taken.mfn).kind()), (None, FrameKind::Owned));
+        assert!(p2m.generation() > generation, "the page that was taken");
+        drop((referred, granted));
+    }
+}
