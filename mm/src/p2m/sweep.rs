@@ -15,14 +15,28 @@ use crate::table::{Entry, Mapping, PageFormat, PageKind};
 const TOGETHER: usize = 32;
 const LARGE: u64 = PageSize::Size2M.frames();
 
+/// A round through the map that yields less than this part of what it looks at is one too many: a domain that lives on so few pages, giving up
+/// one for the other, would do nothing else.
+const POOR: u64 = 64;
+
 /// How far the search has come.
 #[derive(Default)]
 pub(super) struct Round {
     /// Somebody is at it.
     busy: bool,
     next: u64,
-    /// How often the end was reached since there was something in the cache.
-    pub(super) fruitless: u32,
+    /// Pages that were looked at, and those of them that were zeroes.
+    looked_at: u64,
+    found: u64,
+    /// The end is reached.
+    is_over: bool,
+}
+
+impl Round {
+    /// The next one begins at the beginning, as the domain has got memory otherwise.
+    pub(super) fn start_anew(&mut self) {
+        *self = Round { busy: self.busy, ..Round::default() };
+    }
 }
 
 /// Pages that are withheld until it is known whether they are zeroes.
@@ -50,7 +64,7 @@ pub enum Swept {
     Some,
     /// Nothing, but there is more to look at.
     NothingYet,
-    /// Nothing, in all of the map.
+    /// Nothing, or next to nothing, in all of the map.
     Nothing,
 }
 
@@ -78,12 +92,10 @@ impl<F: PageFormat> P2m<F> {
             }
         });
         let mut edit = self.edit.lock();
+        edit.round.looked_at = edit.round.looked_at.saturating_add(budget.saturating_sub(left));
         match stopped {
             ControlFlow::Break(next) => edit.round.next = next,
-            ControlFlow::Continue(()) => {
-                edit.round.next = 0;
-                edit.round.fruitless = edit.round.fruitless.saturating_add(1);
-            }
+            ControlFlow::Continue(()) => edit.round.is_over = true,
         }
         let mut live = false;
         for page in &mut found.pages {
@@ -120,7 +132,7 @@ impl<F: PageFormat> P2m<F> {
     }
 
     fn is_zero(&self, mfn: Mfn) -> bool {
-        const PIECE: usize = 256;
+        const PIECE: usize = 64;
         let window = self.memory.window();
         let mut bytes = [0u8; PIECE];
         (0..PAGE_SIZE).step_by(PIECE).all(|offset| {
@@ -146,13 +158,13 @@ impl<F: PageFormat> P2m<F> {
     #[cold]
     pub fn reclaim_zeroes(&self, withheld: Withheld) -> Swept {
         let mut edit = self.edit.lock();
-        let mut some = false;
+        let mut some = 0u64;
         for (gfn, mfn, size) in withheld.pages.into_iter().flatten() {
             let Some((entry, mapping)) = self.withheld(gfn, mfn, size) else { continue };
             let kind = if self.park_zeroes(mfn, size) {
                 self.pod.add_entries(size.frames());
                 self.add_to_cache(&mut edit, mfn, size);
-                some = true;
+                some = some.saturating_add(size.frames());
                 PageKind::OnDemand
             } else {
                 PageKind::Ram
@@ -160,12 +172,16 @@ impl<F: PageFormat> P2m<F> {
             entry.store(self.format.leaf(super::frame(kind, mfn), size, kind, mapping.memory), Ordering::Release);
         }
         edit.round.busy = false;
-        match edit.round.fruitless {
-            _ if some => Swept::Some,
-            // The first time it may have begun in the middle.
-            0 | 1 => Swept::NothingYet,
-            _ => Swept::Nothing,
+        let round = &mut edit.round;
+        round.found = round.found.saturating_add(some);
+        let is_poor = round.found == 0 || round.found < round.looked_at / POOR;
+        if core::mem::take(&mut round.is_over) {
+            round.start_anew();
+            if is_poor {
+                return Swept::Nothing;
+            }
         }
+        if some > 0 { Swept::Some } else { Swept::NothingYet }
     }
 
     /// Parks a page that nobody refers to, and nobody sees, if it is all zeroes. (Whoever referred to it until then may have written to it.)

@@ -76,7 +76,7 @@ const OWN_TESTS: Setup = Setup { script: "toolstack_own_tests", checks: 4, limit
 const RECORD: Setup = Setup { script: "toolstack_record", checks: 0, limit: 600, ..CREATE };
 const CYCLES: Setup = Setup { script: "toolstack_cycles", args: "corten.cycles=10", checks: 2, ..CREATE };
 const LONG_CYCLES: Setup = Setup { args: "corten.cycles=200", limit: 5400, ..CYCLES };
-const MAXMEM: Setup = Setup { script: "toolstack_maxmem", checks: 7 + 17, ..CREATE };
+const MAXMEM: Setup = Setup { script: "toolstack_maxmem", checks: 7 + 20, limit: 600, ..CREATE };
 const SHIM: Setup = Setup { script: "toolstack_shim", checks: 5 + 6, ..CREATE };
 
 pub fn cases() -> Vec<Case> {
