@@ -77,6 +77,7 @@ const RECORD: Setup = Setup { script: "toolstack_record", checks: 0, limit: 600,
 const CYCLES: Setup = Setup { script: "toolstack_cycles", args: "corten.cycles=10", checks: 2, ..CREATE };
 const LONG_CYCLES: Setup = Setup { args: "corten.cycles=200", limit: 5400, ..CYCLES };
 const MAXMEM: Setup = Setup { script: "toolstack_maxmem", checks: 7 + 20, limit: 600, ..CREATE };
+const MAXMEM_DEBIAN12: Setup = Setup { disk: Disk { suite: "bookworm", ..toolstack::EXAMPLE_DISK }, ..MAXMEM };
 const SHIM: Setup = Setup { script: "toolstack_shim", checks: 5 + 6, ..CREATE };
 
 pub fn cases() -> Vec<Case> {
@@ -117,6 +118,7 @@ pub fn cases() -> Vec<Case> {
                 "a domain that boots in half of what it may have, and is ballooned up and down",
                 true,
             ),
+            case("toolstack_maxmem_12", MAXMEM_DEBIAN12, "the same with the kernel of Debian 12", false),
             case("toolstack_own_tests", OWN_TESTS, "Xen's own tests out of xen-utils pass", true),
             Case {
                 run: Box::new(compare),
