@@ -228,6 +228,12 @@ fn charge<M: Machine>(domain: &Domain<M>, frames: u64) -> Result<(), Errno> {
 fn give_new<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, order: u8) -> Result<(), Errno> {
     let frames = 1u64.wrapping_shl(order.into());
     let (block, claimed) = draw(system, domain, order)?;
+    if order > PageSize::Size2M.order() && !block.is_known_clean() {
+        // Zeroing a gibibyte takes long. Smaller pages are asked for next.
+        drop(block);
+        system.restore_claim(domain, claimed);
+        return Err(Errno::ENOMEM);
+    }
     let mfn = block.scrub().give_to(domain.id);
     let filled = fill(system, domain, gfn, mfn, frames);
     if filled.is_err() {

@@ -1,5 +1,7 @@
 //! What holds whatever a domain does with its address space, in any order.
 
+use core::ops::ControlFlow;
+
 use proptest::prelude::*;
 
 use super::*;
