@@ -102,15 +102,6 @@ impl Medium {
         Ok(Medium { hypervisor, modules, acpi: None })
     }
 
-    /// Adds to the command lines of Debian's kernels.
-    pub fn tell_linux(&mut self, args: &str) {
-        for module in &mut self.modules {
-            if module.file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")) {
-                module.args.push_str(args);
-            }
-        }
-    }
-
     /// Makes the ISO with grub-mkrescue, for i386-pc and x86_64-efi.
     pub fn write_iso(&self, iso: &Path) -> Result<()> {
         packages::need(&["grub-mkrescue", "xorriso", "mformat"])?;

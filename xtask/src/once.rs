@@ -33,8 +33,7 @@ pub fn command(args: &OnceArgs) -> Result<ExitCode> {
     if args.toolstack {
         toolstack::add(&mut boot, &mut machine_args, &logs)?;
     }
-    let mut medium = Medium::from_cli(&boot, engine.xen_protocol())?;
-    medium.tell_linux(engine.linux_args(machine_args.cpus));
+    let medium = Medium::from_cli(&boot, engine.xen_protocol())?;
     let iso = logs.join("boot.iso");
     progress::step("make the boot medium", |_| medium.write_iso(&iso))?;
     let mut running = engine.start(&machine(&machine_args, &boot.hypervisor, &iso, logs.clone())?)?;

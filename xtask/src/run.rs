@@ -23,8 +23,7 @@ pub fn command(args: &RunArgs) -> Result<ExitCode> {
     if args.toolstack {
         toolstack::add(&mut boot, &mut machine, &logs)?;
     }
-    let mut medium = Medium::from_cli(&boot, engine.xen_protocol())?;
-    medium.tell_linux(engine.linux_args(machine.cpus));
+    let medium = Medium::from_cli(&boot, engine.xen_protocol())?;
     let iso = logs.join("boot.iso");
     progress::step("make the boot medium", |_| medium.write_iso(&iso))?;
     let machine = once::machine(&machine, &boot.hypervisor, &iso, logs.clone())?;

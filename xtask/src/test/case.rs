@@ -91,9 +91,7 @@ impl Context<'_> {
         }
         let protocol = self.engine.xen_protocol();
         let hypervisor = self.hypervisor.clone().with_args(&args, protocol);
-        let mut medium = Medium { hypervisor, modules: boot.modules, acpi: boot.acpi };
-        medium.tell_linux(self.engine.linux_args(boot.cpus));
-        medium.write_iso(&iso)?;
+        Medium { hypervisor, modules: boot.modules, acpi: boot.acpi }.write_iso(&iso)?;
         let machine = Machine {
             cpus: boot.cpus,
             disk: boot.disk,
