@@ -409,6 +409,7 @@ impl Machine for X86 {
         Ok(())
     }
 
+    #[inline]
     fn flush(&self, domain: &Domain<Self>, flush: Flush) {
         if let Some(generation) = flush.spend() {
             percpu::shoot_down(domain.id);

@@ -73,10 +73,12 @@ impl Answer for Result<Outcome, Errno> {
     }
 }
 
-#[cold]
+#[inline]
 fn refuse<M: Machine>(caller: &Caller<'_, M>, errno: Errno) -> Outcome {
     // An argument may lie where the caller has no memory left to be populated with.
-    on_demand::crash_if_starved(caller.system, caller.domain);
+    if caller.domain.p2m.is_starved() {
+        on_demand::crash_if_starved(caller.system, caller.domain);
+    }
     Outcome::Return(errno.as_return())
 }
 

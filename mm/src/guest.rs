@@ -16,14 +16,21 @@ use crate::table::PageFormat;
 /// Where `at` is in the machine's memory, if there is memory and it may be used so.
 #[inline]
 fn place<F: PageFormat>(p2m: &P2m<F>, at: GuestPhys, write: bool) -> Result<HostPhys, Errno> {
-    let found = match p2m.lookup(at.gfn()) {
-        Some(found) if found.kind.comes_when_touched() => p2m.touch(at.gfn()).ok(),
-        found => found,
-    };
-    match found {
+    match p2m.lookup(at.gfn()) {
         Some(found) if found.kind.is_memory() && (!write || found.kind.writable()) => {
             Ok(HostPhys(found.mfn.phys().0 | at.page_offset() as u64))
         }
+        Some(found) if found.kind.comes_when_touched() => touched_place(p2m, at, write),
+        _ => Err(Errno::EFAULT),
+    }
+}
+
+/// As [`place`], where there is no memory yet.
+#[cold]
+#[inline(never)]
+fn touched_place<F: PageFormat>(p2m: &P2m<F>, at: GuestPhys, write: bool) -> Result<HostPhys, Errno> {
+    match p2m.touch(at.gfn()) {
+        Ok(found) if !write || found.kind.writable() => Ok(HostPhys(found.mfn.phys().0 | at.page_offset() as u64)),
         _ => Err(Errno::EFAULT),
     }
 }

@@ -251,10 +251,15 @@ impl<F: PageFormat> P2m<F> {
     /// populated, and cannot be.
     pub fn reference(&self, gfn: Gfn) -> Result<(FrameRef, Mapping), Errno> {
         let generation = self.generation();
-        let found = match self.lookup(gfn).filter(|found| found.kind.is_memory()) {
-            Some(found) => found,
-            None => self.touch(gfn)?,
+        let Some(found) = self.lookup(gfn).filter(|found| found.kind.is_memory()) else {
+            return self.touched_reference(gfn);
         };
+        self.reference_to(gfn, found, generation)
+    }
+
+    /// A reference to the memory that was `found` at `generation`.
+    #[inline]
+    fn reference_to(&self, gfn: Gfn, found: Mapping, generation: u64) -> Result<(FrameRef, Mapping), Errno> {
         let reference = self.memory.reference(found.mfn, self.owner)?;
         // The frame might have been unmapped and freed and given to the domain anew between the two steps; but nothing is freed
         // before the flush that a new generation stands for.
@@ -265,6 +270,15 @@ impl<F: PageFormat> P2m<F> {
             Some(again) if again == found => Ok((reference, found)),
             _ => Err(Errno::EAGAIN),
         }
+    }
+
+    /// As [`reference`](Self::reference), where there is no memory yet.
+    #[cold]
+    #[inline(never)]
+    fn touched_reference(&self, gfn: Gfn) -> Result<(FrameRef, Mapping), Errno> {
+        let generation = self.generation();
+        let found = self.touch(gfn)?;
+        self.reference_to(gfn, found, generation)
     }
 
     fn check_range(gfn: Gfn, frames: u64) -> Result<Range<u64>, Errno> {
@@ -445,6 +459,7 @@ impl<F: PageFormat> P2m<F> {
     }
 
     /// Ends a change: a new generation if translations were live before.
+    #[inline]
     fn finish(&self, mut edit: Guard<'_, Edit>, live: bool) -> Flush {
         if !live {
             return Flush::none();

@@ -2,7 +2,7 @@
 
 use hypervisor::machine::Machine;
 use hypervisor::physmap::on_demand;
-use mm::addr::GuestPhys;
+use mm::addr::{Gfn, GuestPhys};
 
 use super::{Next, Running};
 use crate::context::GuestTables;
@@ -68,7 +68,7 @@ impl Running<'_> {
                 return Next::Enter;
             }
             if mapping.kind.comes_when_touched() {
-                return self.touched(access);
+                return self.touched(access.at.gfn());
             }
         }
         if access.fetch && self.context.engine.privilege() == 3 {
@@ -87,10 +87,11 @@ impl Running<'_> {
 
     /// The first touch of a page that is populated on demand.
     #[cold]
-    fn touched(&mut self, access: PageAccess) -> Next {
-        match on_demand::touched(self.system, self.domain, access.at.gfn()) {
+    #[inline(never)]
+    fn touched(&mut self, gfn: Gfn) -> Next {
+        match on_demand::touched(self.system, self.domain, gfn) {
             Ok(()) => Next::Enter,
-            Err(_) => self.crash_at(access, "has no memory left to be populated with"),
+            Err(_) => self.crash("no memory left to be populated with"),
         }
     }
 
@@ -173,13 +174,21 @@ impl Running<'_> {
         })
     }
 
+    /// What looks like a device may be memory that the domain does not have.
+    #[inline]
+    fn crash_if_starved(&self) {
+        if self.domain.p2m.is_starved() {
+            on_demand::crash_if_starved(self.system, self.domain);
+        }
+    }
+
     fn read_anywhere(&mut self, at: GuestPhys, size: Size) -> u64 {
         let mut bytes = [0; 8];
         let wanted = bytes.get_mut(..usize::from(size.bytes())).unwrap_or_default();
         if mm::GuestMemory::new(&self.domain.p2m).copy_from(at, wanted).is_ok() {
             return u64::from_le_bytes(bytes);
         }
-        on_demand::crash_if_starved(self.system, self.domain);
+        self.crash_if_starved();
         self.read_device_memory(at, size)
     }
 
@@ -187,7 +196,7 @@ impl Running<'_> {
         let bytes = value.to_le_bytes();
         let wanted = bytes.get(..usize::from(size.bytes())).unwrap_or_default();
         if mm::GuestMemory::new(&self.domain.p2m).copy_to(at, wanted).is_err() {
-            on_demand::crash_if_starved(self.system, self.domain);
+            self.crash_if_starved();
             self.write_device_memory(at, size, value);
         }
     }

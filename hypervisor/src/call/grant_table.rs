@@ -250,7 +250,11 @@ fn copy_one<M: Machine>(
     let source = granters.0.find(caller, domain(&request.source))?;
     let dest = granters.1.find(caller, domain(&request.dest))?;
     let copied = copy::copy(caller.domain.id, party(&source), party(&dest), &request);
-    copied.inspect_err(|_| [source, dest].iter().for_each(|domain| on_demand::crash_if_starved(caller.system, domain)))
+    if copied.is_err() {
+        on_demand::crash_if_starved(caller.system, &source);
+        on_demand::crash_if_starved(caller.system, &dest);
+    }
+    copied
 }
 
 fn swap_batch<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments, count: u32) -> Result<Outcome, Errno> {

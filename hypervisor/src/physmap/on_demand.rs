@@ -47,6 +47,7 @@ pub fn populate<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn) ->
 /// The running domain has touched such a `gfn`; it is to touch it again, which may bring it here again. Where the cache is empty, pages of zeroes
 /// are looked for that the domain can do without, a part of its memory at a time. ENOMEM if there are none: that is its end.
 #[cold]
+#[inline(never)]
 pub fn touched<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn) -> Result<(), Errno> {
     match domain.p2m.populate(gfn) {
         Err(Errno::ENOMEM) if domain.p2m.pod().cache == 0 => {}
@@ -63,6 +64,7 @@ pub fn touched<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn) -> 
 }
 
 #[cold]
+#[inline(never)]
 fn starve<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn) -> Errno {
     domain.p2m.starve(gfn);
     crash_if_starved(system, domain);
@@ -71,6 +73,7 @@ fn starve<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn) -> Errno
 
 /// Crashes a domain of which a page was used, by whomever, that could not be populated. For where something has failed.
 #[cold]
+#[inline(never)]
 pub fn crash_if_starved<M: Machine>(system: &System<M>, domain: &Domain<M>) {
     if domain.p2m.is_starved() {
         shut_down(system, domain, SHUTDOWN_CRASH as u8);

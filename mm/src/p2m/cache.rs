@@ -54,8 +54,6 @@ struct RegionSlot {
     what: Region,
 }
 
-const NO_REGION: RegionSlot = RegionSlot { region: u64::MAX, what: Region::Table(Mfn(0)) };
-
 /// A vCPU's cache of the lookups in its domain's p2m: direct-mapped, all dropped when the p2m's generation changes. It is a copy of what
 /// a TLB could hold: as stale as that, and no longer. Only memory is cached.
 #[derive(Clone, Debug)]
@@ -74,7 +72,8 @@ impl Default for P2mCache {
 impl P2mCache {
     /// An empty cache. It must only ever be used with one p2m.
     pub const fn new() -> Self {
-        Self { generation: 0, pages: [PageSlot { gfn: u64::MAX, page: None }; PAGES], regions: [NO_REGION; REGIONS] }
+        let nothing = RegionSlot { region: u64::MAX, what: Region::Table(Mfn(0)) };
+        Self { generation: 0, pages: [PageSlot { gfn: u64::MAX, page: None }; PAGES], regions: [nothing; REGIONS] }
     }
 
     /// Looks at the p2m's generation, and is up to date then.
@@ -129,20 +128,19 @@ impl<F: PageFormat> Cached<'_, F> {
             Region::Whole(mapping) => Mapping { mfn: mapping.mfn.plus(gfn.0 & 511), ..mapping },
             Region::Table(table) => self.p2m.lookup_in(table, gfn)?,
         };
-        let page = match CachedPage::new(mapping) {
-            Some(page) => page,
-            None => self.touch(gfn)?,
-        };
+        // The last that is done here, so that the common case needs no room on the stack.
+        let Some(page) = CachedPage::new(mapping) else { return self.touch(gfn) };
         *self.cache.pages.get_mut(gfn.0 as usize % PAGES)? = PageSlot { gfn: gfn.0, page: Some(page) };
         Some(page)
     }
 
     /// Memory that is there once it is populated.
     #[cold]
+    #[inline(never)]
     fn touch(&mut self, gfn: Gfn) -> Option<CachedPage> {
         let region = gfn.0 >> 9;
         // What is populated changes without a new generation.
-        *self.cache.regions.get_mut(region as usize % REGIONS)? = NO_REGION;
+        self.cache.regions.get_mut(region as usize % REGIONS)?.region = u64::MAX;
         CachedPage::new(self.p2m.touch(gfn).ok()?)
     }
 }

@@ -108,6 +108,7 @@ impl<F: PageFormat> P2m<F> {
     }
 
     /// An entry was touched, by whomever, that could not be populated: the domain cannot go on.
+    #[inline]
     pub fn is_starved(&self) -> bool {
         self.pod.starved.load(Ordering::Relaxed)
     }
@@ -130,6 +131,7 @@ impl<F: PageFormat> P2m<F> {
 
     /// The entries in a table that is taken out of the tree.
     #[cold]
+    #[inline(never)]
     pub(super) fn forget_entries(&self, table: Mfn, level: u8, base: u64) {
         if self.pod().entries == 0 {
             return;
@@ -151,6 +153,7 @@ impl<F: PageFormat> P2m<F> {
     /// # Errors
     /// ENOENT if nothing is mapped, EINVAL for a gfn that does not exist, ENOMEM if the cache is empty, or a larger entry could not be split.
     #[cold]
+    #[inline(never)]
     pub fn populate(&self, gfn: Gfn) -> Result<(), Errno> {
         if gfn.0 >= Self::FRAMES {
             return Err(Errno::EINVAL);
@@ -202,6 +205,7 @@ impl<F: PageFormat> P2m<F> {
 
     /// `gfn` cannot be populated: the map is [starved](Self::is_starved) from now on.
     #[cold]
+    #[inline(never)]
     pub fn starve(&self, gfn: Gfn) {
         if !self.pod.starved.swap(true, Ordering::Relaxed) {
             let (owner, Pod { entries, cache }) = (self.owner.0, self.pod());
@@ -218,6 +222,7 @@ impl<F: PageFormat> P2m<F> {
     /// # Errors
     /// EINVAL if there is none, ENOMEM if it could not be populated.
     #[cold]
+    #[inline(never)]
     pub(crate) fn touch(&self, gfn: Gfn) -> Result<Mapping, Errno> {
         if self.lookup(gfn).is_some_and(|found| found.kind.comes_when_touched()) {
             self.populate(gfn).inspect_err(|errno| {
@@ -257,6 +262,7 @@ impl<F: PageFormat> P2m<F> {
     /// Puts a page of the domain's memory in the cache, if that has too few and nobody refers to the page; whether it did. The page must be gone
     /// from the map, and the flush spent.
     #[cold]
+    #[inline(never)]
     pub fn keep_in_cache(&self, mfn: Mfn, size: PageSize) -> bool {
         if size > PageSize::Size2M {
             return false;

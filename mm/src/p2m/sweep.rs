@@ -71,6 +71,7 @@ pub enum Swept {
 impl<F: PageFormat> P2m<F> {
     /// Goes on with the search for about `budget` pages. `None` while another CPU is at it. For the domain that runs on this CPU only.
     #[cold]
+    #[inline(never)]
     pub fn withhold_zeroes(&self, budget: u64) -> Option<(Withheld, Flush)> {
         let mut edit = self.edit.lock();
         if core::mem::replace(&mut edit.round.busy, true) {
@@ -156,6 +157,7 @@ impl<F: PageFormat> P2m<F> {
 
     /// Ends a part of the search. The flush of the pages that were withheld must have been spent.
     #[cold]
+    #[inline(never)]
     pub fn reclaim_zeroes(&self, withheld: Withheld) -> Swept {
         let mut edit = self.edit.lock();
         let mut some = 0u64;
