@@ -42,7 +42,17 @@ fn help(_: &'static System<X86>) {
 
 fn memory(system: &'static System<X86>) {
     let (free, total) = (system.memory.free_frames(), system.memory.total_frames());
-    log::info!(target: "key", "{} KiB free of {} KiB, {} KiB of them claimed", free << 2, total << 2, system.claimed() << 2);
+    let mut tables = 0u64;
+    system.for_each(|domain| tables = tables.saturating_add(domain.p2m.table_frames()));
+    log::info!(
+        target: "key",
+        "{} KiB free of {} KiB, {} KiB of them claimed; {} KiB of heap, {} KiB of domains' page tables",
+        free << 2,
+        total << 2,
+        system.claimed() << 2,
+        system.memory.host_frames() << 2,
+        tables << 2,
+    );
 }
 
 fn time(system: &'static System<X86>) {

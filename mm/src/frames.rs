@@ -67,7 +67,9 @@ impl<State> Frames<State> {
 
     /// Hands the block to the host itself: its first frame's number is what frees it.
     pub fn into_host(self) -> Mfn {
-        self.into_parts().1.head
+        let (memory, block) = self.into_parts();
+        memory.count_host(block.order);
+        block.head
     }
 }
 

@@ -2,6 +2,7 @@
 
 use core::fmt;
 use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use xen_abi::errno::Errno;
 use xen_abi::types::DomainId;
@@ -35,6 +36,8 @@ pub struct Memory {
     window: Window,
     table: FrameTable,
     buddy: Lock<Buddy>,
+    /// Frames in blocks of the host's.
+    host: AtomicU64,
 }
 
 impl fmt::Debug for Memory {
@@ -54,7 +57,7 @@ impl Memory {
         // The lists in the frame table hold frame numbers of 32 bits, the last of which ends a list.
         let shown = window.limit().mfn().0.min(u64::from(u32::MAX));
         let table = FrameTable(table.get(..usize::try_from(shown).unwrap_or(usize::MAX)).unwrap_or(table));
-        let memory = Self { window, table, buddy: Lock::new(Rank::Frames, Buddy::new()) };
+        let memory = Self { window, table, buddy: Lock::new(Rank::Frames, Buddy::new()), host: AtomicU64::new(0) };
         for (index, range) in ram.iter().enumerate() {
             let earlier = ram.get(..index).unwrap_or(&[]);
             if earlier.iter().any(|other| other.start < range.end && range.start < other.end) {
@@ -191,8 +194,18 @@ impl Memory {
         if state.kind() != FrameKind::Host {
             return false;
         }
+        self.host.fetch_sub(1u64.wrapping_shl(state.order().into()), Ordering::Relaxed);
         self.put_back(Block { head, order: state.order(), clean: false });
         true
+    }
+
+    pub(crate) fn count_host(&self, order: u8) {
+        self.host.fetch_add(1u64.wrapping_shl(order.into()), Ordering::Relaxed);
+    }
+
+    /// Frames that the host uses itself: its heap, above all.
+    pub fn host_frames(&self) -> u64 {
+        self.host.load(Ordering::Relaxed)
     }
 
     /// Frees a page table.

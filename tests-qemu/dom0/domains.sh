@@ -19,17 +19,39 @@ is_gone() { # domain
     ! xl domid $1 >/dev/null 2>&1
 }
 free_memory() { xl info | awk '/^free_memory/ { print $3 }'; }
+# Debug key m tells Corten's to the page: what is free, Corten's heap, and page tables.
+accounts() {
+    xl debug-keys m
+    xl dmesg | sed -n 's/.* \([0-9]*\) KiB free of .* \([0-9]*\) KiB of heap, \([0-9]*\) KiB .* page tables.*/\1 \2 \3/p' | tail -n 1
+}
+on_corten() { grep -q corten /sys/hypervisor/version/extra; }
+free_pages() {
+    if on_corten; then
+        accounts | awk '{ print $1 / 4 }'
+    else
+        echo $(($(free_memory) * 256))
+    fi
+}
 
 works() { # name, command
     name=$1
     shift
     check "$name" "$("$@" >/tmp/said 2>&1 && echo yes)" "$(tail -n 5 /tmp/said)"
 }
-is_free() { # MiB
-    after=$(free_memory)
+# Pages that no domain has as its memory. Serving domains may have Corten keep some for Dom0 that were free before.
+idle_pages() {
+    if on_corten; then
+        accounts | awk '{ print ($1 + $2 + $3) / 4 }'
+    else
+        free_pages
+    fi
+}
+is_idle() { # pages
+    after=$(idle_pages)
     [ "$after" = $1 ]
 }
-gives_back() { # what, and how many MiB are to be free: a toolstack destroys a domain in the background, and forgets its name before
-    wait_for 60 is_free $2
-    check "$1 memory is free" "$([ "$after" = $2 ] && echo yes)" "$2 MiB before, $after MiB after"
+gives_back() { # what, and how many pages are to be idle: a toolstack destroys a domain in the background, and forgets its name before
+    wait_for 60 is_idle $2
+    check "$1 memory is free" "$([ "$after" = $2 ] && echo yes)" "$2 pages before, $after after"
+    on_corten && echo "free, heap and page tables, in KiB: $(accounts)"
 }

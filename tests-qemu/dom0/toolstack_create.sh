@@ -4,7 +4,7 @@
 
 xl info
 xl list
-before=$(free_memory)
+before=$(idle_pages)
 works "xl create" xl create /root/example.cfg
 works "its guest comes up" wait_for 240 ups example 1
 cat $(console example)

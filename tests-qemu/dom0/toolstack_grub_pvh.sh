@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # A domain whose kernel is Debian's GRUB: 32 bits wide, it shows the menu of its own disk and starts Debian's kernel from there.
 . /scripts/domains
-before=$(free_memory)
+before=$(idle_pages)
 works "xl create" xl create /root/grub.cfg
 works "its guest comes up" wait_for 240 ups grub 1
 cat $(console grub)

@@ -7,7 +7,7 @@ done
 ends() { # how many have come to their end
     [ "$(cat $(console 'peer*') 2>/dev/null | grep -c '=== GUEST UP')" = $1 ]
 }
-before=$(free_memory)
+before=$(idle_pages)
 for number in $(seq $guests); do
     disk=phy:/dev/example$number
     # Two live on partitions, two in files.

@@ -7,15 +7,6 @@ memory() { xl list example 2>/dev/null | awk 'NR == 2 { print $3 }'; }
 has() { # MiB by what xl says
     [ "$(memory)" = $1 ]
 }
-free_pages() {
-    if grep -q corten /sys/hypervisor/version/extra; then
-        # Debug key m tells it to the page.
-        xl debug-keys m
-        xl dmesg | awk '/KiB free of/ { free = $0 } END { sub(/ KiB free of.*/, "", free); sub(/.* /, "", free); print free / 4 }'
-    else
-        echo $(($(free_memory) * 256))
-    fi
-}
 as_before() {
     after=$(free_pages)
     echo "$before pages were free before, $after are now"

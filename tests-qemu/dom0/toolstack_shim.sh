@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # Debian's kernel as a PV guest, inside a domain that Xen's shim runs in.
 . /scripts/domains
-before=$(free_memory)
+before=$(idle_pages)
 works "xl create" xl create /root/shim.cfg
 works "its guest comes up" wait_for 300 ups shim 1
 cat $(console shim)
