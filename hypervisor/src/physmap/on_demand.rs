@@ -50,16 +50,17 @@ pub fn populate<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn) ->
 #[inline(never)]
 pub fn touched<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn) -> Result<(), Errno> {
     match domain.p2m.populate(gfn) {
-        Err(Errno::ENOMEM) if domain.p2m.pod().cache == 0 => {}
-        Err(Errno::ENOMEM) => return Err(starve(system, domain, gfn)),
+        Err(Errno::ENOMEM) => {}
+        Err(Errno::ENOBUFS) => return Err(starve(system, domain, gfn)),
         _ => return Ok(()),
     }
     // Another vCPU may be at it.
     let Some((withheld, flush)) = domain.p2m.withhold_zeroes(SWEPT_TOGETHER) else { return Ok(()) };
     system.machine.flush(domain, flush);
     match domain.p2m.reclaim_zeroes(withheld) {
-        Swept::Nothing => Err(starve(system, domain, gfn)),
-        Swept::Some | Swept::NothingYet => Ok(()),
+        // Somebody else may have found something, or given it up.
+        Swept::Nothing if domain.p2m.populate(gfn).is_err() => Err(starve(system, domain, gfn)),
+        _ => Ok(()),
     }
 }
 

@@ -151,7 +151,8 @@ impl<F: PageFormat> P2m<F> {
     /// zeroes then. No translation was live, so nothing is to be flushed.
     ///
     /// # Errors
-    /// ENOENT if nothing is mapped, EINVAL for a gfn that does not exist, ENOMEM if the cache is empty, or a larger entry could not be split.
+    /// ENOENT if nothing is mapped, EINVAL for a gfn that does not exist, ENOMEM if the cache is empty, ENOBUFS if there is no table to split a
+    /// larger entry by.
     #[cold]
     #[inline(never)]
     pub fn populate(&self, gfn: Gfn) -> Result<(), Errno> {
@@ -198,7 +199,7 @@ impl<F: PageFormat> P2m<F> {
             if level == 1 || self.pod().cache == 0 {
                 return Err(Errno::ENOMEM);
             }
-            table = self.split(entry, mapping, level)?;
+            table = self.split(entry, mapping, level).map_err(|_| Errno::ENOBUFS)?;
             level = level.wrapping_sub(1);
         }
     }

@@ -22,6 +22,7 @@ const POOR: u64 = 64;
 /// How far the search has come.
 #[derive(Default)]
 pub(super) struct Round {
+    number: u64,
     /// Somebody is at it.
     busy: bool,
     next: u64,
@@ -35,8 +36,16 @@ pub(super) struct Round {
 impl Round {
     /// The next one begins at the beginning, as the domain has got memory otherwise.
     pub(super) fn start_anew(&mut self) {
-        *self = Round { busy: self.busy, ..Round::default() };
+        *self = Round { number: self.number.wrapping_add(1), busy: self.busy, ..Round::default() };
     }
+}
+
+/// What a part of a round comes to, as long as nobody has withheld anything yet.
+struct Part {
+    found: Withheld,
+    looked_at: u64,
+    /// Where to go on, unless the end is reached.
+    next: Option<u64>,
 }
 
 /// Pages that are withheld until it is known whether they are zeroes.
@@ -45,6 +54,7 @@ impl Round {
 pub struct Withheld {
     pages: [Option<(Gfn, Mfn, PageSize)>; TOGETHER],
     count: usize,
+    round: u64,
 }
 
 impl Withheld {
@@ -68,23 +78,36 @@ pub enum Swept {
     Nothing,
 }
 
+/// What was withheld before may have become smaller pages meanwhile, which nobody has touched.
+fn may_be_withheld(kind: PageKind) -> bool {
+    matches!(kind, PageKind::Ram | PageKind::Withheld)
+}
+
 impl<F: PageFormat> P2m<F> {
-    /// Goes on with the search for about `budget` pages. `None` while another CPU is at it. For the domain that runs on this CPU only.
+    /// Goes on with the search for about `budget` pages. `None` while another CPU is at it.
     #[cold]
     #[inline(never)]
     pub fn withhold_zeroes(&self, budget: u64) -> Option<(Withheld, Flush)> {
-        let mut edit = self.edit.lock();
-        if core::mem::replace(&mut edit.round.busy, true) {
-            return None;
-        }
-        let start = Gfn(edit.round.next);
-        drop(edit);
-        let mut found = Withheld { pages: [None; TOGETHER], count: 0 };
-        let mut left = budget;
-        // Looked for without the lock, as it takes its time.
+        let (round, start) = self.begin_part()?;
+        Some(self.withhold_part(self.look_for_zeroes(round, start, budget)))
+    }
+
+    /// Which round it is, and where it goes on.
+    fn begin_part(&self) -> Option<(u64, Gfn)> {
+        let round = &mut self.edit.lock().round;
+        (!core::mem::replace(&mut round.busy, true)).then_some((round.number, Gfn(round.next)))
+    }
+
+    /// Done without the lock, as it takes its time.
+    fn look_for_zeroes(&self, round: u64, start: Gfn, budget: u64) -> Part {
+        let mut found = Withheld { pages: [None; TOGETHER], count: 0, round };
+        let (mut left, mut looked_at) = (budget, 0u64);
         let stopped = self.visit(start, u64::MAX, |extent| {
-            let is_memory = extent.mapping.kind == PageKind::Ram;
+            let is_memory = may_be_withheld(extent.mapping.kind);
             let seen = if is_memory { self.look_at(extent, &mut found) } else { extent.frames };
+            if is_memory {
+                looked_at = looked_at.saturating_add(seen);
+            }
             left = left.saturating_sub(if is_memory { seen } else { 1 });
             if left == 0 || found.count == TOGETHER || seen < extent.frames {
                 ControlFlow::Break(extent.gfn.0.wrapping_add(seen))
@@ -92,18 +115,27 @@ impl<F: PageFormat> P2m<F> {
                 ControlFlow::Continue(())
             }
         });
+        Part { found, looked_at, next: stopped.break_value() }
+    }
+
+    fn withhold_part(&self, part: Part) -> (Withheld, Flush) {
         let mut edit = self.edit.lock();
-        edit.round.looked_at = edit.round.looked_at.saturating_add(budget.saturating_sub(left));
-        match stopped {
-            ControlFlow::Break(next) => edit.round.next = next,
-            ControlFlow::Continue(()) => edit.round.is_over = true,
+        let mut found = part.found;
+        // A round that has begun meanwhile has not come this far.
+        if edit.round.number == found.round {
+            let round = &mut edit.round;
+            round.looked_at = round.looked_at.saturating_add(part.looked_at);
+            match part.next {
+                Some(next) => round.next = next,
+                None => round.is_over = true,
+            }
         }
         let mut live = false;
         for page in &mut found.pages {
             *page = page.filter(|(gfn, mfn, size)| self.withhold(&mut edit, *gfn, *mfn, *size));
             live |= page.is_some();
         }
-        Some((found, self.finish(edit, live)))
+        (found, self.finish(edit, live))
     }
 
     /// Notes what of an extent seems to be zeroes, and nobody refers to. How many gfns were looked at: those of 2 MiB at most, fewer if there is
@@ -145,7 +177,7 @@ impl<F: PageFormat> P2m<F> {
     /// Withholds a page if it is what it was.
     fn withhold(&self, edit: &mut Edit, gfn: Gfn, mfn: Mfn, size: PageSize) -> bool {
         let Some(found) = self.lookup(gfn) else { return false };
-        if found.kind != PageKind::Ram || found.mfn != mfn || found.size < size {
+        if !may_be_withheld(found.kind) || found.mfn != mfn || found.size < size {
             return false;
         }
         let Ok(table) = self.table_for(gfn.0, size.level()) else { return false };
@@ -173,9 +205,11 @@ impl<F: PageFormat> P2m<F> {
             };
             entry.store(self.format.leaf(super::frame(kind, mfn), size, kind, mapping.memory), Ordering::Release);
         }
-        edit.round.busy = false;
         let round = &mut edit.round;
-        round.found = round.found.saturating_add(some);
+        round.busy = false;
+        if round.number == withheld.round {
+            round.found = round.found.saturating_add(some);
+        }
         let is_poor = round.found == 0 || round.found < round.looked_at / POOR;
         if core::mem::take(&mut round.is_over) {
             round.start_anew();
@@ -310,5 +344,66 @@ mod tests {
         assert_eq!((p2m.lookup(Gfn(1028)), memory.state(taken.mfn).kind()), (None, FrameKind::Owned));
         assert!(p2m.generation() > generation, "the page that was taken");
         drop((referred, granted));
+    }
+
+    /// Searches until a round is over; how many pages it found.
+    fn sweep(p2m: &P2m<fake::Format>) -> u64 {
+        let before = p2m.pod().cache;
+        while p2m.reclaim_zeroes(p2m.withhold_zeroes(100).unwrap().0) != Swept::Nothing {}
+        p2m.pod().cache - before
+    }
+
+    #[test]
+    fn a_round_that_begins_during_the_search_begins_at_the_beginning() {
+        let memory = fake::memory(2048);
+        let p2m = p2m(memory);
+        for gfn in (1024..1536).chain(4096..4696) {
+            write(&p2m, gfn);
+        }
+        let (round, start) = p2m.begin_part().unwrap();
+        let part = p2m.look_for_zeroes(round, start, u64::MAX);
+        assert_eq!((part.next, part.looked_at), (None, 1112));
+        // The balloon driver gives a page up, and another vCPU uses it up.
+        p2m.fill_cache(memory.allocate(0, None).unwrap());
+        p2m.populate(Gfn(512)).unwrap();
+        let (withheld, _) = p2m.withhold_part(part);
+        assert_eq!(p2m.reclaim_zeroes(withheld), Swept::NothingYet);
+        assert_eq!(p2m.edit.lock().round.looked_at, 0);
+        assert_eq!(sweep(&p2m), 1, "the page that was populated last");
+    }
+
+    #[test]
+    fn what_is_no_memory_does_not_make_a_round_poor() {
+        let p2m = p2m(fake::memory(4096));
+        for gfn in (1024..1536).chain(4096..4696).skip(20) {
+            write(&p2m, gfn);
+        }
+        let _ = p2m.map(Gfn(8192), Mfn(1), 4096, PageKind::Foreign, MemoryType::WriteBack).unwrap();
+        let mut yields = Vec::new();
+        loop {
+            match p2m.reclaim_zeroes(p2m.withhold_zeroes(500).unwrap().0) {
+                Swept::Nothing => panic!("20 of 1112 are not next to nothing"),
+                swept => yields.push(swept),
+            }
+            if p2m.edit.lock().round.next == 0 {
+                break;
+            }
+        }
+        assert_eq!(p2m.pod().cache, 20, "{yields:?}");
+    }
+
+    #[test]
+    fn what_is_left_of_a_page_that_was_withheld_is_found_later() {
+        let p2m = p2m(fake::memory(2048));
+        (4096..4696).for_each(|gfn| write(&p2m, gfn));
+        let (withheld, _) = p2m.withhold_zeroes(512).unwrap();
+        let _ = p2m.take(Gfn(1100), PageSize::Size4K, |_| Ok(())).unwrap();
+        assert_eq!(p2m.reclaim_zeroes(withheld), Swept::NothingYet);
+        assert_eq!(kind(&p2m, 1101), PageKind::Withheld);
+        p2m.edit.lock().round.start_anew();
+        assert_eq!(p2m.withhold_zeroes(600).map(|(withheld, _)| p2m.reclaim_zeroes(withheld)), Some(Swept::Some));
+        assert_eq!(kind(&p2m, 1024), PageKind::OnDemand);
+        assert_eq!(sweep(&p2m), 511 - 32);
+        assert_eq!(kind(&p2m, 1101), PageKind::OnDemand);
     }
 }
