@@ -74,12 +74,12 @@ impl Answer for Result<Outcome, Errno> {
 }
 
 #[inline]
-fn refuse<M: Machine>(caller: &Caller<'_, M>, errno: Errno) -> Outcome {
-    // An argument may lie where the caller has no memory left to be populated with.
-    if caller.domain.p2m.is_starved() {
-        on_demand::crash_if_starved(caller.system, caller.domain);
+fn refuse(arguments: Arguments, errno: Errno) -> Outcome {
+    match errno {
+        // Memory for an argument is being looked for.
+        Errno::ERESTART => Outcome::Continue(arguments),
+        errno => Outcome::Return(errno.as_return()),
     }
-    Outcome::Return(errno.as_return())
 }
 
 /// The page behind that of `linear`, from which `len` bytes more are to be there. EFAULT if they reach beyond the end of linear memory.
@@ -96,32 +96,52 @@ const fn left_in_page(linear: u64) -> u64 {
 }
 
 impl<M: Machine> Caller<'_, M> {
-    /// The caller's memory behind `len` bytes of its linear memory that lie within one page.
+    /// Has a copy made to or from the caller's linear memory, within one page; again once there is memory that was to be populated.
     #[inline]
-    fn within_page(&mut self, linear: u64, access: Access) -> Result<(Cached<'_, M::Format>, GuestPhys), Errno> {
-        let physical = self.system.machine.translate(self.domain, self.context, linear, access)?;
-        let cache = self.system.machine.p2m_cache(self.context);
-        Ok((cache.of(&self.domain.p2m), physical))
+    fn within_page(
+        &mut self,
+        linear: u64,
+        access: Access,
+        mut copy: impl FnMut(&mut Cached<'_, M::Format>, GuestPhys) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        loop {
+            let physical = self.system.machine.translate(self.domain, self.context, linear, access);
+            let copied = physical.and_then(|physical| {
+                let cache = self.system.machine.p2m_cache(self.context);
+                copy(&mut cache.of(&self.domain.p2m), physical)
+            });
+            match copied {
+                Ok(()) => return Ok(()),
+                Err(errno) => self.populate_missed(errno)?,
+            }
+        }
     }
 
-    /// Copies bytes in from the caller's memory. EFAULT where it cannot be read.
+    /// After an access that failed: populates the page that was missing. What the access comes to if there is none, ERESTART if that takes longer.
+    #[cold]
+    #[inline(never)]
+    fn populate_missed(&mut self, errno: Errno) -> Result<(), Errno> {
+        let gfn = self.system.machine.p2m_cache(self.context).take_missed().ok_or(errno)?;
+        on_demand::populate(self.system, self.domain, gfn)
+            .map_err(|why| if why == Errno::ERESTART { why } else { errno })
+    }
+
+    /// Copies bytes in from the caller's memory. EFAULT where it cannot be read, ERESTART if the call is to be made again first.
     #[inline]
     pub fn read_bytes(&mut self, linear: u64, into: &mut [u8]) -> Result<(), Errno> {
         if into.len() as u64 > left_in_page(linear) {
             return self.read_pages(linear, into);
         }
-        let (mut memory, physical) = self.within_page(linear, Access::Read)?;
-        memory.copy_from(physical, into)
+        self.within_page(linear, Access::Read, |memory, physical| memory.copy_from(physical, into))
     }
 
-    /// Copies bytes out to the caller's memory. EFAULT where it cannot be written.
+    /// Copies bytes out to the caller's memory. EFAULT where it cannot be written, ERESTART if the call is to be made again first.
     #[inline]
     pub fn write_bytes(&mut self, linear: u64, from: &[u8]) -> Result<(), Errno> {
         if from.len() as u64 > left_in_page(linear) {
             return self.write_pages(linear, from);
         }
-        let (mut memory, physical) = self.within_page(linear, Access::Write)?;
-        memory.copy_to(physical, from)
+        self.within_page(linear, Access::Write, |memory, physical| memory.copy_to(physical, from))
     }
 
     #[cold]
@@ -154,8 +174,9 @@ impl<M: Machine> Caller<'_, M> {
         let (mut value, linear) = (T::new_zeroed(), from.address());
         // Here the copy is made for the size of the structure.
         if size_of::<T>() as u64 <= left_in_page(linear) {
-            let (mut memory, physical) = self.within_page(linear, Access::Read)?;
-            memory.copy_from(physical, value.as_mut_bytes())?;
+            self.within_page(linear, Access::Read, |memory, physical| {
+                memory.copy_from(physical, value.as_mut_bytes())
+            })?;
         } else {
             self.read_pages(linear, value.as_mut_bytes())?;
         }
@@ -258,8 +279,11 @@ impl<M: Machine> Caller<'_, M> {
         if self.domain.is_control() { Ok(()) } else { Err(Errno::EPERM) }
     }
 
-    /// Shares one of the caller's own pages for long. EINVAL where it has no RAM that it may write.
+    /// Shares one of the caller's own pages for long. EINVAL where it has no RAM that it may write, ERESTART if the call is to be made again first.
     pub fn share(&self, gfn: Gfn) -> Result<SharedPage, Errno> {
+        if on_demand::populate(self.system, self.domain, gfn) == Err(Errno::ERESTART) {
+            return Err(Errno::ERESTART);
+        }
         SharedPage::of_guest(&self.domain.p2m, self.system.memory, gfn).map_err(|_| Errno::EINVAL)
     }
 }
@@ -282,7 +306,7 @@ macro_rules! hypercalls {
                     if matches!(Who::$who, Who::Control) && !caller.domain.is_control() {
                         return Outcome::Return(Errno::EPERM.as_return());
                     }
-                    $handler(caller, arguments).outcome(|errno| refuse(caller, errno))
+                    $handler(caller, arguments).outcome(|errno| refuse(arguments, errno))
                 })*
                 _ => Outcome::Return(Errno::ENOSYS.as_return()),
             }

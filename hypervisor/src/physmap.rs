@@ -286,7 +286,7 @@ fn fill<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, mfn: Mfn, 
 }
 
 /// Moves a page of the domain's own memory: what was at `to` goes first, and `from` is a hole afterwards. EACCES if there is no such page
-/// at `from`; EPERM, EINVAL and ENOMEM as for [`Changes::place`]; then the page is where it was.
+/// at `from`; EPERM, EINVAL and ENOMEM as for [`Changes::place`], ERESTART and ENOMEM as for [`on_demand::populate`]; then the page is where it was.
 pub fn move_page<M: Machine>(system: &System<M>, domain: &Domain<M>, from: Gfn, to: Gfn) -> Result<(), Errno> {
     let own = |mapping: &Mapping| {
         let state = system.memory.state(mapping.mfn);

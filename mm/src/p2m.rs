@@ -247,8 +247,8 @@ impl<F: PageFormat> P2m<F> {
     /// moment, or is done for another domain.
     ///
     /// # Errors
-    /// EINVAL if there is no memory, EPERM if it is not the domain's own, EAGAIN if it was taken away meanwhile, ENOMEM if it would have to be
-    /// populated, and cannot be.
+    /// EINVAL if there is no memory, EPERM if it is not the domain's own, EAGAIN if it was taken away meanwhile, ENOMEM and ENOBUFS if it would
+    /// have to be populated, and cannot be now.
     pub fn reference(&self, gfn: Gfn) -> Result<(FrameRef, Mapping), Errno> {
         let generation = self.generation();
         let Some(found) = self.lookup(gfn).filter(|found| found.kind.is_memory()) else {

@@ -54,7 +54,7 @@ impl Registers for Emulated<'_> {
     }
 }
 
-/// Why an access could not be made: the guest takes a fault instead.
+/// Why an access could not be made: the guest takes a fault instead, or makes it again.
 struct Faulted;
 
 impl Running<'_> {
@@ -88,11 +88,16 @@ impl Running<'_> {
     /// The first touch of a page that is populated on demand.
     #[cold]
     #[inline(never)]
-    fn touched(&mut self, gfn: Gfn) -> Next {
+    pub(super) fn touched(&mut self, gfn: Gfn) -> Next {
         match on_demand::touched(self.system, self.domain, gfn) {
             Ok(()) => Next::Enter,
             Err(_) => self.crash("no memory left to be populated with"),
         }
+    }
+
+    #[inline]
+    pub(super) fn comes_when_touched(&self, gfn: Gfn) -> bool {
+        self.domain.p2m.lookup(gfn).is_some_and(|found| found.kind.comes_when_touched())
     }
 
     #[cold]
@@ -152,8 +157,8 @@ impl Running<'_> {
                 0
             }
             Access::Copy { size, from, to } => {
-                let from = self.linear(from, false)?;
-                let to = self.linear(to, true)?;
+                let from = self.linear(from, size, false)?;
+                let to = self.linear(to, size, true)?;
                 let value = self.read_anywhere(from, size);
                 self.write_anywhere(to, size, value);
                 value
@@ -161,25 +166,31 @@ impl Running<'_> {
         })
     }
 
-    /// Translates as the guest's instruction would, with its page fault.
-    fn linear(&mut self, linear: u64, write: bool) -> Result<GuestPhys, Faulted> {
+    /// Translates as the guest's instruction would, with its page fault. Memory that is to be populated comes first; then the instruction is
+    /// executed again.
+    fn linear(&mut self, linear: u64, size: Size, write: bool) -> Result<GuestPhys, Faulted> {
         let paging = self.context.engine.paging();
         let user = self.context.engine.privilege() == 3;
         let mut tables = GuestTables(self.context.cache.of(&self.domain.p2m));
         let purpose = Purpose { write, user, fetch: false };
-        guest_paging::translate(&paging, linear, purpose, &mut tables).map_err(|refused| {
+        let translated = guest_paging::translate(&paging, linear, purpose, &mut tables);
+        let missing = match translated {
+            Ok(at) => {
+                let last = GuestPhys(at.0.wrapping_add(u64::from(size.bytes())).wrapping_sub(1));
+                [at.gfn(), last.gfn()].into_iter().find(|gfn| self.comes_when_touched(*gfn))
+            }
+            // A page table.
+            Err(_) => self.context.cache.take_missed(),
+        };
+        if let Some(gfn) = missing {
+            self.touched(gfn);
+            return Err(Faulted);
+        }
+        translated.map_err(|refused| {
             self.context.engine.set_cr2(linear);
             self.context.raise(exception::PAGE_FAULT, Some(refused.error));
             Faulted
         })
-    }
-
-    /// What looks like a device may be memory that the domain does not have.
-    #[inline]
-    fn crash_if_starved(&self) {
-        if self.domain.p2m.is_starved() {
-            on_demand::crash_if_starved(self.system, self.domain);
-        }
     }
 
     fn read_anywhere(&mut self, at: GuestPhys, size: Size) -> u64 {
@@ -188,7 +199,6 @@ impl Running<'_> {
         if mm::GuestMemory::new(&self.domain.p2m).copy_from(at, wanted).is_ok() {
             return u64::from_le_bytes(bytes);
         }
-        self.crash_if_starved();
         self.read_device_memory(at, size)
     }
 
@@ -196,7 +206,6 @@ impl Running<'_> {
         let bytes = value.to_le_bytes();
         let wanted = bytes.get(..usize::from(size.bytes())).unwrap_or_default();
         if mm::GuestMemory::new(&self.domain.p2m).copy_to(at, wanted).is_err() {
-            self.crash_if_starved();
             self.write_device_memory(at, size, value);
         }
     }
@@ -253,8 +262,8 @@ impl Running<'_> {
         let (index, register) = if access.input { (7, SegmentRegister::Es) } else { (6, SegmentRegister::Ds) };
         let offset = self.context.regs.get(index) & mask;
         let base = if long { 0 } else { engine.segment(register).base };
-        let Ok(at) = self.linear(base.wrapping_add(offset), access.input) else { return Next::Enter };
         let Some(size) = Size::from_bytes(usize::from(access.size)) else { return Next::Enter };
+        let Ok(at) = self.linear(base.wrapping_add(offset), size, access.input) else { return Next::Enter };
         if access.input {
             let value = self.port_element(&access, None);
             self.write_anywhere(at, size, u64::from(value));

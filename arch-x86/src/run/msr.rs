@@ -1,7 +1,6 @@
 //! RDMSR and WRMSR exits.
 
 use hypervisor::machine::Machine;
-use hypervisor::physmap::on_demand;
 use hypervisor::wallclock;
 use mm::addr::{Gfn, HostPhys};
 
@@ -38,6 +37,8 @@ impl Running<'_> {
         let outcome = match self.policy.msr.write(msr, value, &mut self.context.msrs) {
             MsrWrite::Done => Ok(()),
             MsrWrite::Device(device) => self.write_device(device, value),
+            // Memory comes first; then it is written again.
+            MsrWrite::HypercallPage(frame) if self.comes_when_touched(Gfn(frame)) => return self.touched(Gfn(frame)),
             MsrWrite::HypercallPage(frame) => self.write_hypercall_page(Gfn(frame)),
             MsrWrite::Gp => Err(GeneralProtection),
         };
@@ -150,7 +151,6 @@ impl Running<'_> {
             }
         }
         wallclock::latch_width(self.system, self.domain, self.system.machine.width(self.context));
-        on_demand::populate(self.system, self.domain, at).map_err(|_| GeneralProtection)?;
         let mapping = self.domain.p2m.lookup(at).ok_or(GeneralProtection)?;
         if !mapping.kind.is_own_memory() || !mapping.kind.writable() {
             return Err(GeneralProtection);

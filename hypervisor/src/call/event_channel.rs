@@ -1,6 +1,5 @@
 //! EVTCHNOP: event channels (Xen's `event_channel.h`). What each operation refuses, and how, is said in [`crate::event::bind`].
 
-use mm::SharedPage;
 use mm::addr::Gfn;
 use xen_abi::errno::Errno;
 use xen_abi::event::*;
@@ -96,7 +95,7 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
         }
         EVTCHNOP_EXPAND_ARRAY => {
             let gfn = Gfn(caller.read(caller.handle::<ExpandArray>(argument))?.array_gfn);
-            bind::expand_array(&me, share(caller, gfn)?)?;
+            bind::expand_array(&me, caller.share(gfn)?)?;
         }
         EVTCHNOP_SET_PRIORITY => {
             let request = caller.read(caller.handle::<SetPriority>(argument))?;
@@ -159,12 +158,7 @@ fn init_control<M: Machine>(caller: &mut Caller<'_, M>, request: &InitControl) -
     if !offset.is_multiple_of(8) || offset.saturating_add(event::CONTROL_SIZE) > mm::PAGE_SIZE {
         return Err(Errno::EINVAL);
     }
-    let page = share(caller, Gfn(request.control_gfn))?;
+    let page = caller.share(Gfn(request.control_gfn))?;
     let block = Area::new(page, offset, event::CONTROL_SIZE).ok_or(Errno::EINVAL)?;
     bind::init_control(&Target::new(caller.system, caller.domain), vcpu, block)
-}
-
-/// Shares one of the caller's RAM pages for long. EINVAL if it is none.
-fn share<M: Machine>(caller: &Caller<'_, M>, gfn: Gfn) -> Result<SharedPage, Errno> {
-    SharedPage::of_guest(&caller.domain.p2m, caller.system.memory, gfn).map_err(|_| Errno::EINVAL)
 }

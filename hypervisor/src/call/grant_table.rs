@@ -20,6 +20,7 @@ use crate::grant::{Kind, Party, Refused, status};
 use crate::hypercall::{Arguments, Caller, Outcome};
 use crate::machine::{Machine, Width};
 use crate::physmap::on_demand;
+use crate::system::System;
 
 #[cfg(test)]
 mod tests;
@@ -74,8 +75,12 @@ fn batch<M: Machine>(
 ) -> Result<Outcome, Errno> {
     let array = caller.handle::<u8>(arguments[1]).address();
     let turn = count.min(TURN);
-    for index in 0..u64::from(turn) {
-        each(caller, element(array, index, size)?)?;
+    for index in 0..turn {
+        match each(caller, element(array, index.into(), size)?) {
+            // Those before it are carried out.
+            Err(Errno::ERESTART) => return after(arguments, array, size, count, index),
+            told => told?,
+        }
     }
     after(arguments, array, size, count, turn)
 }
@@ -102,21 +107,37 @@ fn write_status<M: Machine>(
 }
 
 /// The domain that granted what the last element was about: the next one's is often the same.
-struct Granter<M: Machine>(Option<Arc<Domain<M>>>);
+struct Granter<M: Machine> {
+    last: Option<Arc<Domain<M>>>,
+    has_searched: bool,
+}
 
 impl<M: Machine> Granter<M> {
+    fn none() -> Self {
+        Granter { last: None, has_searched: false }
+    }
+
+    /// A page may be there the next time, if the granter has to populate it: looks for memory once a turn.
+    #[cold]
+    #[inline(never)]
+    fn assist(&mut self, system: &System<M>, domain: &Domain<M>) {
+        if !core::mem::replace(&mut self.has_searched, true) {
+            on_demand::assist(system, domain);
+        }
+    }
+
     #[inline]
     fn find(&mut self, caller: &Caller<'_, M>, id: DomainId) -> Result<Arc<Domain<M>>, Refused> {
         if id == DomainId::SELF || id == caller.domain.id {
             return Ok(Arc::clone(caller.domain));
         }
-        if let Some(last) = &self.0
+        if let Some(last) = &self.last
             && last.id == id
         {
             return Ok(Arc::clone(last));
         }
         let found = caller.system.domain(id).ok_or(Refused::BadDomain)?;
-        self.0 = Some(Arc::clone(&found));
+        self.last = Some(Arc::clone(&found));
         Ok(found)
     }
 }
@@ -127,7 +148,7 @@ fn party<M: Machine>(domain: &Domain<M>) -> Party<'_, M::Format> {
 }
 
 fn map_batch<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments, count: u32) -> Result<Outcome, Errno> {
-    let mut granters = Granter(None);
+    let mut granters = Granter::none();
     batch(caller, arguments, count, size_of::<MapGrantRef>(), |caller, at| {
         let mut op: MapGrantRef = caller.read(GuestHandle::new(at))?;
         let mapped = map_one(caller, &mut granters, &op);
@@ -157,7 +178,10 @@ fn map_one<M: Machine>(
     let granter = granters.find(caller, op.dom)?;
     let vcpu = caller.vcpu.id.0 as usize;
     let mapped = map::map(party(caller.domain), vcpu, party(&granter), request);
-    let (handle, mfn) = mapped.inspect_err(|_| on_demand::crash_if_starved(caller.system, &granter))?;
+    if mapped == Err(Refused::Again) {
+        granters.assist(caller.system, &granter);
+    }
+    let (handle, mfn) = mapped?;
     // Where devices find it; only a domain with devices has a use for that.
     let bus_address = if caller.domain.is_control() { mfn.phys().0 } else { 0 };
     Ok((handle, bus_address))
@@ -192,6 +216,7 @@ fn unmap_batch<M: Machine, T: Unmap>(
     let turn = count.min(TURN);
     let mut done = 0;
     while done < turn {
+        let mut reached = done;
         let together = turn.saturating_sub(done).min(FLUSHED_TOGETHER as u32);
         let mut ended = ArrayVec::<Unmapped, FLUSHED_TOGETHER>::new();
         let mut flush = Flush::none();
@@ -211,6 +236,7 @@ fn unmap_batch<M: Machine, T: Unmap>(
                     Err(refused) => Err(refused),
                 };
                 write_status(caller, at, T::STATUS, result)?;
+                reached = index.saturating_add(1);
             }
             Ok(())
         })();
@@ -219,7 +245,10 @@ fn unmap_batch<M: Machine, T: Unmap>(
         for unmapped in ended {
             unmapped.finish(&domain.grants);
         }
-        carried_out?;
+        match carried_out {
+            Err(Errno::ERESTART) => return after(arguments, array, size_of::<T>(), count, reached),
+            carried_out => carried_out?,
+        }
         done = done.saturating_add(together);
     }
     after(arguments, array, size_of::<T>(), count, turn)
@@ -231,7 +260,7 @@ fn copy_batch<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments, coun
         Width::Bits64 => (size_of::<GrantCopy>(), offset_of!(GrantCopy, status)),
         Width::Bits32 => (size_of::<Narrow>(), offset_of!(Narrow, status)),
     };
-    let mut granters = (Granter(None), Granter(None));
+    let mut granters = (Granter::none(), Granter::none());
     batch(caller, arguments, count, size, |caller, at| {
         let op: GrantCopy = caller.read_arg(GuestHandle::new(at))?;
         let copied = copy_one(caller, &mut granters, &op);
@@ -250,9 +279,9 @@ fn copy_one<M: Machine>(
     let source = granters.0.find(caller, domain(&request.source))?;
     let dest = granters.1.find(caller, domain(&request.dest))?;
     let copied = copy::copy(caller.domain.id, party(&source), party(&dest), &request);
-    if copied.is_err() {
-        on_demand::crash_if_starved(caller.system, &source);
-        on_demand::crash_if_starved(caller.system, &dest);
+    if copied == Err(Refused::Again) {
+        granters.0.assist(caller.system, &source);
+        granters.1.assist(caller.system, &dest);
     }
     copied
 }

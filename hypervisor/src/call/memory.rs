@@ -59,6 +59,7 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
         XENMEM_POPULATE_PHYSMAP | XENMEM_DECREASE_RESERVATION | XENMEM_INCREASE_RESERVATION => {
             return Ok(match caller.read_arg(caller.handle::<MemoryReservation>(argument)) {
                 Ok(reservation) => reserve(caller, &command, &reservation),
+                Err(Errno::ERESTART) => Outcome::Continue(arguments),
                 // Not -EFAULT: as many extents as before are done.
                 Err(_) => Outcome::Return(command.start as i64),
             });
@@ -160,7 +161,11 @@ fn reserve<M: Machine>(caller: &mut Caller<'_, M>, command: &Command, reservatio
     let end = reservation.nr_extents.min(start.saturating_add(turn));
     let mut changes = Changes::new(caller.system, &domain);
     for index in start..end {
-        let Ok(gfn) = caller.read_arg_at(reservation.extent_start, index).map(Gfn) else { return done(index) };
+        let gfn = match caller.read_arg_at(reservation.extent_start, index) {
+            Ok(gfn) => Gfn(gfn),
+            Err(Errno::ERESTART) => return command.go_on_at(index),
+            Err(_) => return done(index),
+        };
         let result = match command.operation {
             XENMEM_POPULATE_PHYSMAP if on_demand => on_demand::mark(caller.system, &domain, gfn, order),
             XENMEM_POPULATE_PHYSMAP => physmap::populate(caller.system, &domain, gfn, order),
@@ -202,7 +207,10 @@ fn add_to_physmap<M: Machine>(
     for index in command.start..end {
         let from = Gfn(request.idx.checked_add(index).ok_or(Errno::EINVAL)?);
         let to = Gfn(request.gpfn.checked_add(index).ok_or(Errno::EINVAL)?);
-        physmap::move_page(caller.system, &domain, from, to)?;
+        match physmap::move_page(caller.system, &domain, from, to) {
+            Err(Errno::ERESTART) => return Ok(command.go_on_at(index)),
+            moved => moved?,
+        }
     }
     if end < count { Ok(command.go_on_at(end)) } else { done }
 }
@@ -225,11 +233,22 @@ fn add_batch<M: Machine>(
     }
     let end = count.min(command.start.saturating_add(BATCH));
     for element in command.start..end {
-        let index = caller.read_arg_at(request.idxs, element)?;
-        let gfn = Gfn(caller.read_arg_at(request.gpfns, element)?);
+        let index = caller.read_arg_at(request.idxs, element);
+        let (index, gfn) = match index.and_then(|index| Ok((index, caller.read_arg_at(request.gpfns, element)?))) {
+            Err(Errno::ERESTART) => return Ok(command.go_on_at(element)),
+            read => read?,
+        };
         let what = Placed { space, index, foreign: request.foreign_domid };
-        let status = add_one(caller, &domain, &what, gfn).map_or_else(Errno::as_status, |()| 0);
-        caller.write_at(request.errs, element, &status)?;
+        let added = add_one(caller, &domain, &what, Gfn(gfn));
+        if added == Err(Errno::ERESTART) {
+            return Ok(command.go_on_at(element));
+        }
+        caller.write_at(request.errs, element, &added.map_or_else(Errno::as_status, |()| 0))?;
+        // That has taken its time.
+        let next = element.saturating_add(1);
+        if added == Err(Errno::ENOENT) && next < count {
+            return Ok(command.go_on_at(next));
+        }
     }
     Ok(if end < count { command.go_on_at(end) } else { Outcome::Return(0) })
 }
@@ -283,7 +302,8 @@ fn show<M: Machine>(
 }
 
 /// XENMAPSPACE_gmfn_foreign: a page of another domain's memory, for one that controls it. ESRCH if there is no such domain, EPERM or
-/// EINVAL for what is no domain of its own, EINVAL if it has no memory of its own there.
+/// EINVAL for what is no domain of its own, EINVAL if it has no memory of its own there, ENOENT if it may have some later: then the caller asks
+/// again.
 fn map_foreign<M: Machine>(
     caller: &Caller<'_, M>,
     domain: &Domain<M>,
@@ -298,9 +318,9 @@ fn map_foreign<M: Machine>(
         return Err(Errno::EINVAL);
     }
     let other = caller.system.domain(foreign).ok_or(Errno::ESRCH)?;
-    let (reference, mapping) = other.p2m.reference(theirs).map_err(|_| {
-        on_demand::crash_if_starved(caller.system, &other);
-        Errno::EINVAL
+    let (reference, mapping) = other.p2m.reference(theirs).map_err(|why| match why {
+        Errno::ENOMEM if on_demand::assist(caller.system, &other) => Errno::ENOENT,
+        _ => Errno::EINVAL,
     })?;
     let kind = if mapping.kind.writable() { PageKind::Foreign } else { PageKind::ForeignRo };
     Changes::new(caller.system, domain).place(gfn, reference.mfn(), kind)?;

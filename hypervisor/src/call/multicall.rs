@@ -21,13 +21,18 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
     let mut done = 0;
     while done < count {
         let at = caller.arg_at(list, done.into())?;
+        let go_on_at =
+            |done: u32| Outcome::Continue([at.address(), count.saturating_sub(done).into(), third, fourth, fifth]);
         let is_long = || machine.now().since(began) >= TURN_TIME;
         // An entry may have put the vCPU to sleep: the rest is for later.
         if done == TURN || (done > 0 && (!caller.vcpu.is_runnable() || is_long())) {
-            let rest = count.saturating_sub(done);
-            return Ok(Outcome::Continue([at.address(), rest.into(), third, fourth, fifth]));
+            return Ok(go_on_at(done));
         }
-        let mut entry = caller.read_arg(at)?;
+        let mut entry = match caller.read_arg(at) {
+            // Those before it are done.
+            Err(Errno::ERESTART) => return Ok(go_on_at(done)),
+            entry => entry?,
+        };
         match carry_out(caller, &entry) {
             Outcome::Return(value) => {
                 entry.result = value as u64;
@@ -38,8 +43,7 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
                 let [.., sixth] = entry.args;
                 entry.args = [a, b, c, d, e, sixth];
                 caller.write_arg(at, &entry)?;
-                let rest = count.saturating_sub(done);
-                return Ok(Outcome::Continue([at.address(), rest.into(), third, fourth, fifth]));
+                return Ok(go_on_at(done));
             }
         }
     }

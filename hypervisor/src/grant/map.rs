@@ -83,6 +83,8 @@ pub fn map<F: PageFormat>(
 /// Why a granter's frame cannot be had.
 pub(super) fn refused_page(errno: Errno) -> Refused {
     match errno {
+        // It may be populated by the time of the next try.
+        Errno::ENOMEM | Errno::ENOBUFS => Refused::Again,
         Errno::EAGAIN | Errno::EBUSY => Refused::Again,
         _ => Refused::BadPage,
     }

@@ -15,6 +15,8 @@ use crate::system::System;
 
 /// Pages that are looked at for zeroes before others get a chance.
 const SWEPT_TOGETHER: u64 = 1024;
+/// Such parts where it is better to have done with it.
+const PARTS_TOGETHER: u32 = 16;
 
 /// Has `2^order` pages at `gfn` populated when they are touched. Nothing is counted yet. EEXIST if there is something else; EINVAL for gfns that
 /// do not exist, and for a domain whose frames have their places; ENOMEM.
@@ -31,54 +33,76 @@ pub fn mark<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, order:
     Ok(())
 }
 
-/// Populates `gfn` now, if it is to be populated on demand. ENOMEM if the domain has used up its cache: that is its end.
+/// Populates `gfn` now, if it is to be populated on demand. ERESTART if the caller should let others run first, and ask again; ENOMEM if there is
+/// no memory for it: that is the domain's end.
 pub fn populate<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn) -> Result<(), Errno> {
-    // Nothing is withheld either where there is nothing to populate.
-    if domain.p2m.pod().entries == 0 || domain.p2m.lookup(gfn).is_none_or(|found| !found.kind.comes_when_touched()) {
-        return Ok(());
+    for _ in 0..PARTS_TOGETHER {
+        if domain.p2m.lookup(gfn).is_none_or(|found| !found.kind.comes_when_touched()) {
+            return Ok(());
+        }
+        touched(system, domain, gfn)?;
     }
-    match domain.p2m.populate(gfn) {
-        Err(Errno::ENOMEM) => Err(starve(system, domain, gfn)),
-        // It has been taken away meanwhile.
-        _ => Ok(()),
-    }
+    Err(Errno::ERESTART)
 }
 
-/// The running domain has touched such a `gfn`; it is to touch it again, which may bring it here again. Where the cache is empty, pages of zeroes
-/// are looked for that the domain can do without, a part of its memory at a time. ENOMEM if there are none: that is its end.
+/// The domain has touched such a `gfn`; it is to touch it again, which may bring it here again. Where the cache is empty, pages of zeroes are
+/// looked for that the domain can do without, a part of its memory at a time. ENOMEM if there are none: that is its end.
 #[cold]
 #[inline(never)]
 pub fn touched<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn) -> Result<(), Errno> {
     match domain.p2m.populate(gfn) {
         Err(Errno::ENOMEM) => {}
-        Err(Errno::ENOBUFS) => return Err(starve(system, domain, gfn)),
+        Err(Errno::ENOBUFS) => return Err(starve(system, domain, gfn, Errno::ENOBUFS)),
+        // It may have been taken away meanwhile.
         _ => return Ok(()),
     }
-    // Another vCPU may be at it.
-    let Some((withheld, flush)) = domain.p2m.withhold_zeroes(SWEPT_TOGETHER) else { return Ok(()) };
-    system.machine.flush(domain, flush);
-    match domain.p2m.reclaim_zeroes(withheld) {
-        // Somebody else may have found something, or given it up.
-        Swept::Nothing if domain.p2m.populate(gfn).is_err() => Err(starve(system, domain, gfn)),
+    if search(system, domain) != Some(Swept::Nothing) {
+        return Ok(());
+    }
+    // Somebody else may have found something, or given it up.
+    match domain.p2m.populate(gfn) {
+        Err(why @ (Errno::ENOMEM | Errno::ENOBUFS)) => Err(starve(system, domain, gfn, why)),
         _ => Ok(()),
     }
 }
 
+/// Another domain has asked for a page of the domain's that cannot be populated now, and may ask again. Does a part of the search for zeroes, so
+/// that whoever asks often enough sees its end; false if that has come, without success.
 #[cold]
 #[inline(never)]
-fn starve<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn) -> Errno {
-    domain.p2m.starve(gfn);
-    crash_if_starved(system, domain);
-    Errno::ENOMEM
+pub fn assist<M: Machine>(system: &System<M>, domain: &Domain<M>) -> bool {
+    let Pod { entries, cache } = domain.p2m.pod();
+    entries == 0 || cache > 0 || domain.control.is_dying() || search(system, domain) != Some(Swept::Nothing)
 }
 
-/// Crashes a domain of which a page was used, by whomever, that could not be populated. For where something has failed.
+/// A part of the search; `None` while another CPU is at it.
+fn search<M: Machine>(system: &System<M>, domain: &Domain<M>) -> Option<Swept> {
+    let (withheld, flush) = domain.p2m.withhold_zeroes(SWEPT_TOGETHER)?;
+    system.machine.flush(domain, flush);
+    Some(domain.p2m.reclaim_zeroes(withheld))
+}
+
+/// Crashes a domain that has touched a page which cannot be populated.
 #[cold]
 #[inline(never)]
-pub fn crash_if_starved<M: Machine>(system: &System<M>, domain: &Domain<M>) {
-    if domain.p2m.is_starved() {
-        shut_down(system, domain, SHUTDOWN_CRASH as u8);
+fn starve<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, why: Errno) -> Errno {
+    let (id, gfn, Pod { entries, cache }) = (domain.id.0, gfn.0, domain.p2m.pod());
+    if domain.shutdown_reason().is_some() {
+        // It has been said.
+    } else if why == Errno::ENOBUFS {
+        let tables = domain.p2m.table_frames();
+        log::error!(
+            target: "memory",
+            "domain {id} has no memory for another page table beside {tables}: gfn {gfn:#x} cannot be populated; raise its shadow_memory=, or free memory of the host's"
+        );
+    } else {
+        log::error!(
+            target: "memory",
+            "domain {id} uses more than it has before its balloon driver gives some back: gfn {gfn:#x} cannot be populated, nor can {entries} pages with {cache} in the cache; raise its memory="
+        );
     }
+    shut_down(system, domain, SHUTDOWN_CRASH as u8);
+    Errno::ENOMEM
 }
 
 /// Goes on with having the domain's memory, cache included, be `target` pages, for about `budget` pages; true when there is nothing left to do.

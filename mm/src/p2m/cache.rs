@@ -2,6 +2,8 @@
 
 use core::num::NonZeroU64;
 
+use xen_abi::errno::Errno;
+
 use super::{P2m, Region};
 use crate::addr::{Gfn, HostPhys, Mfn};
 use crate::table::{Mapping, PageFormat};
@@ -61,6 +63,7 @@ pub struct P2mCache {
     generation: u64,
     pages: [PageSlot; PAGES],
     regions: [RegionSlot; REGIONS],
+    missed: Option<Gfn>,
 }
 
 impl Default for P2mCache {
@@ -73,7 +76,13 @@ impl P2mCache {
     /// An empty cache. It must only ever be used with one p2m.
     pub const fn new() -> Self {
         let nothing = RegionSlot { region: u64::MAX, what: Region::Table(Mfn(0)) };
-        Self { generation: 0, pages: [PageSlot { gfn: u64::MAX, page: None }; PAGES], regions: [nothing; REGIONS] }
+        let pages = [PageSlot { gfn: u64::MAX, page: None }; PAGES];
+        Self { generation: 0, pages, regions: [nothing; REGIONS], missed: None }
+    }
+
+    /// The page that was looked for last of those that could not be populated. It is told once.
+    pub fn take_missed(&mut self) -> Option<Gfn> {
+        self.missed.take()
     }
 
     /// Looks at the p2m's generation, and is up to date then.
@@ -141,7 +150,13 @@ impl<F: PageFormat> Cached<'_, F> {
         let region = gfn.0 >> 9;
         // What is populated changes without a new generation.
         self.cache.regions.get_mut(region as usize % REGIONS)?.region = u64::MAX;
-        CachedPage::new(self.p2m.touch(gfn).ok()?)
+        match self.p2m.touch(gfn) {
+            Ok(found) => CachedPage::new(found),
+            Err(errno) => {
+                self.cache.missed = matches!(errno, Errno::ENOMEM | Errno::ENOBUFS).then_some(gfn);
+                None
+            }
+        }
     }
 }
 

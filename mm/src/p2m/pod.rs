@@ -4,7 +4,7 @@
 //! The cache's frames are the domain's, but parked: nobody refers to them, and no CPU sees them.
 
 use core::ops::ControlFlow;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use xen_abi::errno::Errno;
 
@@ -29,13 +29,11 @@ pub struct Pod {
 pub(super) struct Counts {
     entries: AtomicU64,
     cache: AtomicU64,
-    /// An entry was touched when there was no frame left.
-    starved: AtomicBool,
 }
 
 impl Counts {
     pub(super) const fn none() -> Self {
-        Self { entries: AtomicU64::new(0), cache: AtomicU64::new(0), starved: AtomicBool::new(false) }
+        Self { entries: AtomicU64::new(0), cache: AtomicU64::new(0) }
     }
 
     fn get(&self) -> Pod {
@@ -105,12 +103,6 @@ impl<F: PageFormat> P2m<F> {
     #[inline]
     pub fn pod(&self) -> Pod {
         self.pod.get()
-    }
-
-    /// An entry was touched, by whomever, that could not be populated: the domain cannot go on.
-    #[inline]
-    pub fn is_starved(&self) -> bool {
-        self.pod.starved.load(Ordering::Relaxed)
     }
 
     /// Has `frames` gfns populated when they are touched. Those of which this is said already stay so.
@@ -204,33 +196,15 @@ impl<F: PageFormat> P2m<F> {
         }
     }
 
-    /// `gfn` cannot be populated: the map is [starved](Self::is_starved) from now on.
-    #[cold]
-    #[inline(never)]
-    pub fn starve(&self, gfn: Gfn) {
-        if !self.pod.starved.swap(true, Ordering::Relaxed) {
-            let (owner, Pod { entries, cache }) = (self.owner.0, self.pod());
-            log::error!(
-                target: "memory",
-                "domain {owner} uses more than it has before its balloon driver gives some back: gfn {:#x} cannot be populated, nor can {entries} pages with {cache} in the cache; raise its memory=",
-                gfn.0
-            );
-        }
-    }
-
     /// The memory behind `gfn`, populated if need be.
     ///
     /// # Errors
-    /// EINVAL if there is none, ENOMEM if it could not be populated.
+    /// EINVAL if there is none, ENOMEM and ENOBUFS if it could not be populated.
     #[cold]
     #[inline(never)]
     pub(crate) fn touch(&self, gfn: Gfn) -> Result<Mapping, Errno> {
         if self.lookup(gfn).is_some_and(|found| found.kind.comes_when_touched()) {
-            self.populate(gfn).inspect_err(|errno| {
-                if *errno == Errno::ENOMEM {
-                    self.starve(gfn);
-                }
-            })?;
+            self.populate(gfn)?;
         }
         self.lookup(gfn).filter(|found| found.kind.is_memory()).ok_or(Errno::EINVAL)
     }
@@ -386,21 +360,23 @@ mod tests {
     }
 
     #[test]
-    fn without_a_frame_nothing_is_populated_and_the_map_is_starved() {
+    fn without_a_frame_nothing_is_populated_and_who_looks_for_it_is_told_where() {
         let memory = fake::memory(2048);
         let p2m = p2m(memory);
         assert_eq!(p2m.shrink_cache(0, 500), 500);
         assert_eq!(p2m.shrink_cache(0, 500), 16);
         assert_eq!(p2m.populate(Gfn(600)), Err(Errno::ENOMEM));
-        assert!(!p2m.is_starved());
         assert_eq!(
             p2m.lookup(Gfn(600)).map(|found| (found.kind, found.size)),
             Some((PageKind::OnDemand, PageSize::Size2M))
         );
         assert_eq!(GuestMemory::new(&p2m).copy_to(GuestPhys(600 << 12), &[1]), Err(Errno::EFAULT));
-        assert_eq!(P2mCache::new().of(&p2m).lookup(Gfn(600)), None);
+        let mut cache = P2mCache::new();
+        assert_eq!(cache.of(&p2m).lookup(Gfn(0)), None);
+        assert_eq!(cache.take_missed(), None);
+        assert_eq!(cache.of(&p2m).lookup(Gfn(600)), None);
+        assert_eq!((cache.take_missed(), cache.take_missed()), (Some(Gfn(600)), None));
         assert_eq!(p2m.reference(Gfn(600)).unwrap_err(), Errno::ENOMEM);
-        assert!(p2m.is_starved());
     }
 
     #[test]

@@ -261,3 +261,39 @@ fn the_table_appears_where_it_was_last_put() {
     assert_eq!(front.domain.p2m.lookup(mm::Gfn(TABLE)), None);
     assert_eq!(front.domain.p2m.lookup(mm::Gfn(TABLE + 9)).unwrap().mfn, mfn);
 }
+
+#[test]
+fn a_page_that_cannot_be_populated_yet_is_to_be_asked_for_again_and_memory_for_it_is_found_meanwhile() {
+    let (front, mut back) = pair();
+    let _ = front.domain.p2m.mark_on_demand(mm::Gfn(512), 4).unwrap();
+    let at = page(0);
+    for page in 0..4u32 {
+        let entry = EntryV1 { flags: GTF_PERMIT_ACCESS, domid: DomainId(0), frame: 512 + page };
+        front.poke((TABLE << 12) + 64 + u64::from(page) * 8, &entry);
+    }
+    // Two pages of zeroes are all that the front has.
+    (2..16).for_each(|index| front.poke(page(index), &1u8));
+    let mut map = || {
+        back.poke(at, &[0, 1, 2, 3].map(|index| map_op(8 + index, HOLE + u64::from(index))));
+        assert_eq!(table_op(&mut back, GNTTABOP_MAP_GRANT_REF, at, 4).0, 0);
+        back.peek::<[MapGrantRef; 4]>(at).map(|op| op.status)
+    };
+    // What was found for the first is there for those behind it.
+    assert_eq!(map(), [GNTST_EAGAIN, 0, 0, GNTST_EAGAIN]);
+    assert_eq!(front.domain.p2m.pod(), mm::Pod { entries: 4, cache: 0 });
+    for _ in 0..5 {
+        let statuses = map();
+        assert_eq!((statuses[0], statuses[3]), (GNTST_EAGAIN, GNTST_EAGAIN));
+    }
+    let copy = GrantCopy {
+        source: CopyPtr { frame_or_ref: 8, domid: DomainId(FRONT), ..Default::default() },
+        dest: CopyPtr { frame_or_ref: RAM + 9, domid: DomainId::SELF, ..Default::default() },
+        len: 8,
+        flags: GNTCOPY_SOURCE_GREF,
+        ..Default::default()
+    };
+    back.poke(at, &copy);
+    assert_eq!(table_op(&mut back, GNTTABOP_COPY, at, 1).0, 0);
+    assert_eq!(back.peek::<GrantCopy>(at).status, GNTST_EAGAIN);
+    assert_eq!(front.domain.shutdown_reason(), None);
+}
