@@ -475,7 +475,12 @@ impl<F: PageFormat> P2m<F> {
 
     /// A table with nothing in it. The caller has the map's lock.
     fn new_table(&self, level: u8) -> Result<Mfn, Errno> {
-        match self.spare.take(self.memory) {
+        self.table_of(self.spare.take_free(self.memory), level)
+    }
+
+    /// A spare table with nothing in it, or else one that is drawn.
+    fn table_of(&self, spare: Option<Mfn>, level: u8) -> Result<Mfn, Errno> {
+        match spare {
             Some(table) => self.memory.renew_table(table, self.owner, level),
             None => self.draw_table(level),
         }
@@ -514,7 +519,7 @@ impl<F: PageFormat> P2m<F> {
     fn split(&self, entry: &AtomicU64, mapping: Mapping, level: u8) -> Result<Mfn, Errno> {
         let below = level.wrapping_sub(1);
         let size = PageSize::of_level(below).ok_or(Errno::EIO)?;
-        let table = self.new_table(below)?;
+        let table = self.table_of(self.spare.take(self.memory), below)?;
         for index in 0..512u64 {
             let mfn = frame(mapping.kind, mapping.mfn.plus(index.wrapping_mul(size.frames())));
             if let Some(small) = self.entry(table, index) {

@@ -18,8 +18,8 @@ const SWEPT_TOGETHER: u64 = 1024;
 /// Such parts where it is better to have done with it.
 const PARTS_TOGETHER: u32 = 16;
 
-/// Has `2^order` pages at `gfn` populated when they are touched. Nothing is counted yet. EEXIST if there is something else; EINVAL for gfns that
-/// do not exist, and for a domain whose frames have their places; ENOMEM.
+/// Has `2^order` pages at `gfn` populated when they are touched. Nothing is counted yet, but the tables that larger pages may come apart into are
+/// kept ready. EEXIST if there is something else; EINVAL for gfns that do not exist, and for a domain whose frames have their places; ENOMEM.
 pub fn mark<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, order: u8) -> Result<(), Errno> {
     let frames = 1u64.checked_shl(order.into()).ok_or(Errno::EINVAL)?;
     if domain.one_to_one {
@@ -28,6 +28,9 @@ pub fn mark<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, order:
     if domain.control.is_dying() {
         return Err(Errno::ENOMEM);
     }
+    let pages = domain.p2m.pod().entries.saturating_add(frames);
+    let large = [PageSize::Size2M, PageSize::Size1G].map(|size| pages.wrapping_shr(size.order().into()));
+    domain.p2m.keep_tables_for_splits(large.iter().sum())?;
     let flush = domain.p2m.mark_on_demand(gfn, frames)?;
     system.machine.flush(domain, flush);
     Ok(())

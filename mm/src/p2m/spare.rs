@@ -15,11 +15,18 @@ pub(super) struct Spare {
     head: AtomicU64,
     count: AtomicU64,
     wanted: AtomicU64,
+    /// As many of them are only for taking larger pages apart.
+    for_splits: AtomicU64,
 }
 
 impl Spare {
     pub(super) const fn none() -> Self {
-        Self { head: AtomicU64::new(0), count: AtomicU64::new(0), wanted: AtomicU64::new(0) }
+        Self {
+            head: AtomicU64::new(0),
+            count: AtomicU64::new(0),
+            wanted: AtomicU64::new(0),
+            for_splits: AtomicU64::new(0),
+        }
     }
 
     /// Keeps a table that is out of use, unless there are enough.
@@ -36,6 +43,12 @@ impl Spare {
             Some(table.0)
         };
         self.head.fetch_update(Ordering::Release, Ordering::Relaxed, link).is_ok()
+    }
+
+    /// As [`take`](Self::take), if it is not to be left for a split.
+    pub(super) fn take_free(&self, memory: &Memory) -> Option<Mfn> {
+        let is_free = self.count.load(Ordering::Relaxed) > self.for_splits.load(Ordering::Relaxed);
+        if is_free { self.take(memory) } else { None }
     }
 
     /// One of them, with whatever it has in it. The caller has the map's lock.
@@ -55,11 +68,34 @@ impl<F: PageFormat> P2m<F> {
     pub fn keep_tables(&self, count: u64) -> Result<(), Errno> {
         self.spare.wanted.store(count, Ordering::Relaxed);
         for _ in self.spare.count.load(Ordering::Relaxed)..count {
-            let table = self.draw_table(1)?;
-            if !self.spare.keep(self.memory, table) {
-                self.memory.free_table(table);
-                self.tables.fetch_sub(1, Ordering::Relaxed);
+            self.draw_spare()?;
+        }
+        Ok(())
+    }
+
+    /// Sees to it that so many larger pages can be taken apart, whatever else takes memory: draws tables for them, once.
+    ///
+    /// # Errors
+    /// ENOMEM; some may have been drawn then.
+    pub fn keep_tables_for_splits(&self, count: u64) -> Result<(), Errno> {
+        while self.spare.for_splits.load(Ordering::Relaxed) < count {
+            // The lock, so that none is taken for something else before it is said what it is for.
+            let _edit = self.edit.lock();
+            self.spare.wanted.fetch_add(1, Ordering::Relaxed);
+            if let Err(why) = self.draw_spare() {
+                self.spare.wanted.fetch_sub(1, Ordering::Relaxed);
+                return Err(why);
             }
+            self.spare.for_splits.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn draw_spare(&self) -> Result<(), Errno> {
+        let table = self.draw_table(1)?;
+        if !self.spare.keep(self.memory, table) {
+            self.memory.free_table(table);
+            self.tables.fetch_sub(1, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -106,5 +142,29 @@ mod tests {
         p2m.reclaim(flush.spend().unwrap());
         assert_eq!((p2m.table_frames(), memory.free_frames()), (2, free - 1));
         assert_eq!(p2m.keep_tables(1000), Err(Errno::ENOMEM));
+    }
+
+    #[test]
+    fn what_is_kept_for_splits_is_there_for_nothing_else() {
+        let memory = fake::memory(64);
+        let all = memory.free_frames();
+        let p2m = P2m::new(fake::Format::default(), memory, DomainId(1)).unwrap();
+        let _ = p2m.map(Gfn(512), Mfn(512), 1536, PageKind::Foreign, MemoryType::WriteBack).unwrap();
+        p2m.keep_tables_for_splits(2).unwrap();
+        p2m.keep_tables_for_splits(2).unwrap();
+        // The root, two above the leaves, and the two.
+        assert_eq!((p2m.table_frames(), memory.free_frames()), (5, all - 5));
+        p2m.set_table_limit(5);
+        let put = |gfn: u64| p2m.put(Gfn(gfn), Mfn(7), PageKind::Foreign, MemoryType::WriteBack, |_| Ok(()));
+        assert_eq!(put(0).unwrap_err(), Errno::ENOMEM);
+        assert!(put(600).is_ok() && put(1100).is_ok());
+        assert_eq!(put(1600).unwrap_err(), Errno::ENOMEM);
+        // A table that is out of use is kept again.
+        let flush = p2m.map(Gfn(512), Mfn(512), 512, PageKind::Foreign, MemoryType::WriteBack).unwrap();
+        p2m.reclaim(flush.spend().unwrap());
+        assert_eq!((p2m.table_frames(), put(0).unwrap_err()), (5, Errno::ENOMEM));
+        assert!(put(1600).is_ok());
+        drop(p2m);
+        assert_eq!(memory.free_frames(), all);
     }
 }

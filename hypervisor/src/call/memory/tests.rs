@@ -647,6 +647,24 @@ fn a_guest_balloons_down_to_what_it_has() {
 }
 
 #[test]
+fn larger_pages_on_demand_come_apart_whatever_else_takes_memory() {
+    let (_dom0, mut guest) = ballooned(1500);
+    guest.domain.p2m.set_table_limit(0);
+    assert_eq!(populate(&mut guest, &[1 << 18], 0), 0, "there is no table for that");
+    guest.domain.p2m.populate(Gfn(512)).unwrap();
+    guest.domain.p2m.populate(Gfn(1024)).unwrap();
+    assert_eq!(guest.domain.p2m.lookup(Gfn(1024)).map(|found| found.size), Some(mm::PageSize::Size2M));
+    // Its block is gone; single pages are left.
+    for gfn in [1540, 2048, 2560] {
+        guest.domain.p2m.populate(Gfn(gfn)).unwrap();
+    }
+    assert_eq!(told(&guest), [1500, 457, 1773]);
+    assert_eq!(decrease(&mut guest, &[520, 1030], 0), 2);
+    assert_eq!(told(&guest), [1500, 459, 1773]);
+    fake::check_address_space(guest.system, &guest.domain);
+}
+
+#[test]
 fn a_target_that_is_raised_fills_the_cache_a_part_at_a_time() {
     let (mut dom0, guest) = ballooned(1500);
     assert_eq!(set_target(&mut dom0, 2700), Err(no(Errno::ENOMEM)), "more than it may have");
