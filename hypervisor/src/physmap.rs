@@ -336,9 +336,18 @@ fn copy_over<M: Machine>(system: &System<M>, domain: &Domain<M>, from: Mfn, to: 
 pub fn relinquish<M: Machine>(system: &System<M>, domain: &Domain<M>, at: &mut Gfn, budget: u64) -> bool {
     const LARGE: u64 = PageSize::Size2M.frames();
     let mut left = budget.saturating_sub(on_demand::shrink(domain, 0, budget));
+    // Those above each page, or more of them that are empty.
+    let mut tables = budget.saturating_add(1).saturating_mul(4);
     while left > 0 {
         // A leaf, whole or what is left of it: its parts below are gone.
-        let Some(extent) = domain.p2m.next_mapped(*at) else { return true };
+        let extent = match domain.p2m.next_mapped(*at, &mut tables) {
+            Ok(Some(extent)) => extent,
+            Ok(None) => return true,
+            Err(next) => {
+                *at = next;
+                return false;
+            }
+        };
         let Extent { gfn, frames: rest, mapping } = extent;
         let part = rest.min(LARGE);
         let mut changes = Changes::new(system, domain);

@@ -130,7 +130,7 @@ impl<F: PageFormat> P2m<F> {
         }
         let mut pages = 0u64;
         let whole = base..base.wrapping_add(span(level.wrapping_add(1)));
-        let _ = self.visit_table(table, level, base, &whole, &mut |extent| -> ControlFlow<()> {
+        let _ = self.visit_table(table, level, base, &whole, |extent| -> ControlFlow<()> {
             if extent.mapping.kind == PageKind::OnDemand {
                 pages = pages.wrapping_add(extent.frames);
             }

@@ -6,6 +6,7 @@
 use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use super::visit::Step;
 use super::{Edit, Extent, Flush, P2m, index};
 use crate::addr::{Gfn, HostPhys, Mfn, PAGE_SIZE, PageSize};
 use crate::frame::FrameKind;
@@ -14,6 +15,8 @@ use crate::table::{Entry, Mapping, PageFormat, PageKind};
 /// Pages that are withheld at once.
 const TOGETHER: usize = 32;
 const LARGE: u64 = PageSize::Size2M.frames();
+/// A table, though it be empty, takes as long as so many pages.
+const TABLE: u64 = 4;
 
 /// A round through the map that yields less than this part of what it looks at is one too many: a domain that lives on so few pages, giving up
 /// one for the other, would do nothing else.
@@ -101,8 +104,17 @@ impl<F: PageFormat> P2m<F> {
     /// Done without the lock, as it takes its time.
     fn look_for_zeroes(&self, round: u64, start: Gfn, budget: u64) -> Part {
         let mut found = Withheld { pages: [None; TOGETHER], count: 0, round };
-        let (mut left, mut looked_at) = (budget, 0u64);
-        let stopped = self.visit(start, u64::MAX, |extent| {
+        // There is enough to come to the next page in any case.
+        let (mut left, mut looked_at) = (budget.saturating_add(TABLE.wrapping_mul(F::LEVELS.into())), 0u64);
+        let stopped = self.walk(start, |step| {
+            let extent = match step {
+                Step::Leaf(extent) => extent,
+                Step::Table(at) if left == 0 => return ControlFlow::Break(at.0),
+                Step::Table(_) => {
+                    left = left.saturating_sub(TABLE);
+                    return ControlFlow::Continue(());
+                }
+            };
             let is_memory = may_be_withheld(extent.mapping.kind);
             let seen = if is_memory { self.look_at(extent, &mut found) } else { extent.frames };
             if is_memory {
@@ -405,5 +417,22 @@ mod tests {
         assert_eq!(kind(&p2m, 1024), PageKind::OnDemand);
         assert_eq!(sweep(&p2m), 511 - 32);
         assert_eq!(kind(&p2m, 1101), PageKind::OnDemand);
+    }
+
+    #[test]
+    fn empty_tables_take_their_time() {
+        let p2m = p2m(fake::memory(2048));
+        (1024..1536).chain(4096..4696).for_each(|gfn| write(&p2m, gfn));
+        for table in 32..232 {
+            let gfn = Gfn(table * 512 + 7);
+            p2m.insert(gfn, Mfn(1), PageKind::Foreign, MemoryType::WriteBack).unwrap();
+            let _ = p2m.remove(gfn, Mfn(1), PageKind::Foreign);
+        }
+        let (mut at, mut parts) = (32 * 512, 1);
+        while let Some(next) = p2m.look_for_zeroes(0, Gfn(at), 96).next {
+            assert!(next > at && next <= at + 28 * 512, "{next:#x} after {at:#x}");
+            (at, parts) = (next, parts + 1);
+        }
+        assert!((8..12).contains(&parts), "{parts}");
     }
 }

@@ -135,7 +135,7 @@ proptest! {
                         ControlFlow::Continue(())
                     });
                     prop_assert_eq!(total, model.frames_in(gfn, frames));
-                    let next = p2m.next_mapped(Gfn(gfn)).map(|extent| extent.gfn.0);
+                    let next = p2m.next_mapped(Gfn(gfn), &mut 1000).unwrap().map(|extent| extent.gfn.0);
                     let expected = match model.lookup(gfn) {
                         Some(_) => Some(gfn),
                         None => model.extents.range(gfn..).next().map(|(&first, _)| first),

@@ -56,11 +56,11 @@ impl<F: PageFormat> Clear<'_, '_, F> {
                 Entry::Table(below) => {
                     entry.store(0, Ordering::Release);
                     if let Some(visit) = &mut self.visit {
-                        let mut show = |extent| -> ControlFlow<()> {
+                        let show = |extent| -> ControlFlow<()> {
                             visit(extent);
                             ControlFlow::Continue(())
                         };
-                        let _ = self.p2m.visit_table(below, level.wrapping_sub(1), at, &self.range, &mut show);
+                        let _ = self.p2m.visit_table(below, level.wrapping_sub(1), at, &self.range, show);
                     }
                     live |= self.p2m.replaced(self.edit, Entry::Table(below), level, at);
                 }
