@@ -74,18 +74,6 @@ impl<State> Frames<State> {
 }
 
 impl Frames<Dirty> {
-    /// Puts the frames aside for the domain, whatever is in them: it has them, but sees none of them yet. The first is returned; what becomes of
-    /// them is for [`Memory::take_parked`] and [`Memory::free_parked`].
-    pub(crate) fn park_for(self, owner: DomainId) -> Mfn {
-        let count = self.count();
-        let (memory, block) = self.into_parts();
-        let parked = FrameState::new(FrameKind::Parked, owner).with_clean(block.clean);
-        for slot in memory.slots(block.head, count) {
-            slot.set(parked);
-        }
-        block.head
-    }
-
     /// Whether scrubbing has nothing to do.
     pub fn is_known_clean(&self) -> bool {
         self.block.clean
@@ -105,6 +93,18 @@ impl Frames<Dirty> {
 }
 
 impl Frames<Clean> {
+    /// Puts the frames aside for the domain: it has them, but sees none of them yet. The first is returned; what becomes of them is for
+    /// [`Memory::take_parked`] and [`Memory::free_parked`].
+    pub(crate) fn park_for(self, owner: DomainId) -> Mfn {
+        let count = self.count();
+        let (memory, block) = self.into_parts();
+        let parked = FrameState::new(FrameKind::Parked, owner).with_clean(true);
+        for slot in memory.slots(block.head, count) {
+            slot.set(parked);
+        }
+        block.head
+    }
+
     /// Makes each frame the domain's memory. The first is returned; they are freed by [`Memory::free_owned`].
     pub fn give_to(self, owner: DomainId) -> Mfn {
         let count = self.count();

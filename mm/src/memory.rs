@@ -323,17 +323,24 @@ impl Memory {
         self.change_block(mfn, order, park, FrameState::new(FrameKind::Owned, owner))
     }
 
-    /// Makes `2^order` frames that were put aside `owner`'s memory, all zeroes.
+    /// Takes note that `2^order` frames that the caller has put aside are all zeroes.
+    pub(crate) fn note_zeroed(&self, mfn: Mfn, order: u8, owner: DomainId) {
+        let zeroed = FrameState::new(FrameKind::Parked, owner).with_clean(true);
+        for slot in self.slots(mfn, 1u64.wrapping_shl(order.into())) {
+            slot.set(zeroed);
+        }
+    }
+
+    /// Makes `2^order` frames that were put aside, and are all zeroes, `owner`'s memory.
     ///
     /// # Errors
-    /// EINVAL if not all are parked, EPERM if not all are `owner`'s; none is taken then.
+    /// EINVAL if not all are parked and known to be zeroes, EPERM if not all are `owner`'s; none is taken then.
     pub(crate) fn take_parked(&self, mfn: Mfn, order: u8, owner: DomainId) -> Result<(), Errno> {
-        let before = self.state(mfn);
-        if !before.clean() {
-            self.window.zero_frames(mfn, 1u64.wrapping_shl(order.into()))?;
-        }
-        let take = |state| parked(state, owner).map(|()| FrameState::new(FrameKind::Owned, owner));
-        self.change_block(mfn, order, take, before)
+        let take = |state: FrameState| match parked(state, owner) {
+            Ok(()) if !state.clean() => Err(Errno::EINVAL),
+            parked => parked.map(|()| FrameState::new(FrameKind::Owned, owner)),
+        };
+        self.change_block(mfn, order, take, self.state(mfn))
     }
 
     /// Frees `2^order` frames that were put aside.

@@ -22,8 +22,8 @@ mod tests;
 
 /// Pages that are worked on before others get a chance.
 const BATCH: u64 = 256;
-/// Pages that are put aside, or given back, before others get a chance. They are not zeroed yet.
-const CACHED_TOGETHER: u64 = 1024;
+/// Pages that are zeroed and put aside, or given back, before others get a chance: 2 MiB, as they are drawn by that.
+const CACHED_TOGETHER: u64 = 512;
 /// The largest extent that an ordinary domain, and the control domain, may ask for: 2 MiB and 1 GiB.
 const LARGEST_ORDER: u32 = 9;
 const LARGEST_CONTROL_ORDER: u32 = 18;

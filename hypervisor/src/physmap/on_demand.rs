@@ -142,7 +142,7 @@ fn add<M: Machine>(system: &System<M>, domain: &Domain<M>, wanted: u64) -> Resul
         charge(domain, frames)?;
         match draw(system, domain, order) {
             Ok((block, _)) => {
-                domain.p2m.fill_cache(block);
+                domain.p2m.fill_cache(block.scrub());
                 return Ok(frames);
             }
             Err(errno) => {

@@ -10,7 +10,7 @@ use xen_abi::errno::Errno;
 
 use super::{Edit, Extent, Flush, P2m, index, span};
 use crate::addr::{Gfn, Mfn, PageSize};
-use crate::frames::{Dirty, Frames};
+use crate::frames::{Clean, Frames};
 use crate::memory::Memory;
 use crate::table::{Entry, Mapping, MemoryType, PageFormat, PageKind};
 
@@ -217,8 +217,8 @@ impl<F: PageFormat> P2m<F> {
         self.pod.cache.fetch_add(size.frames(), Ordering::Relaxed);
     }
 
-    /// Puts free frames in the cache.
-    pub fn fill_cache(&self, frames: Frames<Dirty>) {
+    /// Puts free frames in the cache. (They are zeroed before, so that nobody waits for that when they are populated.)
+    pub fn fill_cache(&self, frames: Frames<Clean>) {
         let (order, count) = (frames.order(), frames.count());
         let mut edit = self.edit.lock();
         let mfn = frames.park_for(self.owner);
@@ -235,20 +235,34 @@ impl<F: PageFormat> P2m<F> {
     }
 
     /// Puts a page of the domain's memory in the cache, if that has too few and nobody refers to the page; whether it did. The page must be gone
-    /// from the map, and the flush spent.
+    /// from the map, and the flush spent; the cache is to be [trimmed](Self::trim_cache) afterwards.
     #[cold]
     #[inline(never)]
     pub fn keep_in_cache(&self, mfn: Mfn, size: PageSize) -> bool {
         if size > PageSize::Size2M {
             return false;
         }
-        let mut edit = self.edit.lock();
         if !self.cache_wants_more() || self.memory.park_block(mfn, size.order(), self.owner).is_err() {
             return false;
         }
+        // Before the lock is taken, as it takes its time. By then the cache may have enough, but not for long: it is trimmed afterwards.
+        if self.memory.window().zero_frames(mfn, size.frames()).is_err() {
+            self.unpark_block(mfn, size);
+            return false;
+        }
+        self.memory.note_zeroed(mfn, size.order(), self.owner);
+        let mut edit = self.edit.lock();
         self.add_to_cache(&mut edit, mfn, size);
         edit.round.start_anew();
         true
+    }
+
+    /// Makes a page that was put aside just now the domain's memory again.
+    pub(super) fn unpark_block(&self, mfn: Mfn, size: PageSize) {
+        for step in 0..size.frames() {
+            let own = self.memory.unpark(mfn.plus(step), self.owner);
+            debug_assert_eq!(own, Ok(()), "{mfn} was parked just now");
+        }
     }
 
     /// Frees frames of the cache, single ones first, until it has but `least`, `most` at most; how many.
@@ -303,8 +317,8 @@ mod tests {
     fn p2m(memory: &'static Memory) -> P2m<fake::Format> {
         let p2m = P2m::new(fake::Format::default(), memory, OWNER).unwrap();
         assert!(p2m.mark_on_demand(Gfn(512), 1024).unwrap().is_none());
-        p2m.fill_cache(memory.allocate(2, None).unwrap());
-        p2m.fill_cache(memory.allocate(9, None).unwrap());
+        p2m.fill_cache(memory.allocate(2, None).unwrap().scrub());
+        p2m.fill_cache(memory.allocate(9, None).unwrap().scrub());
         assert_eq!(p2m.pod(), Pod { entries: 1024, cache: 516 });
         p2m
     }
@@ -348,7 +362,7 @@ mod tests {
         let memory = fake::memory(2048);
         let p2m = P2m::new(fake::Format::default(), memory, OWNER).unwrap();
         let _ = p2m.mark_on_demand(Gfn(5), 20).unwrap();
-        p2m.fill_cache(memory.allocate(9, None).unwrap());
+        p2m.fill_cache(memory.allocate(9, None).unwrap().scrub());
         for gfn in 5..25 {
             p2m.populate(Gfn(gfn)).unwrap();
             let found = p2m.lookup(Gfn(gfn)).unwrap();
@@ -452,6 +466,7 @@ mod tests {
         memory.window().copy_to(found.mfn.phys(), &[7; 64]).unwrap();
         assert!(p2m.keep_in_cache(found.mfn, PageSize::Size4K));
         assert_eq!(memory.reference(found.mfn, OWNER).unwrap_err(), Errno::EINVAL);
+        assert!(is_zero(memory, found.mfn, 1), "before anybody waits for it");
         assert_eq!(p2m.pod(), Pod { entries: 512, cache: 5 });
         // The last in is the first out, and zeroes again.
         p2m.populate(Gfn(1024)).unwrap();

@@ -237,13 +237,11 @@ impl<F: PageFormat> P2m<F> {
         if self.memory.park_block(mfn, size.order(), self.owner).is_err() {
             return false;
         }
-        let frames = || (0..size.frames()).map(|step| mfn.plus(step));
-        let is_zero = frames().all(|mfn| self.is_zero(mfn));
-        if !is_zero {
-            for mfn in frames() {
-                let own = self.memory.unpark(mfn, self.owner);
-                debug_assert_eq!(own, Ok(()), "{mfn} was parked just now");
-            }
+        let is_zero = (0..size.frames()).all(|step| self.is_zero(mfn.plus(step)));
+        if is_zero {
+            self.memory.note_zeroed(mfn, size.order(), self.owner);
+        } else {
+            self.unpark_block(mfn, size);
         }
         is_zero
     }
@@ -376,7 +374,7 @@ mod tests {
         let part = p2m.look_for_zeroes(round, start, u64::MAX);
         assert_eq!((part.next, part.looked_at), (None, 1112));
         // The balloon driver gives a page up, and another vCPU uses it up.
-        p2m.fill_cache(memory.allocate(0, None).unwrap());
+        p2m.fill_cache(memory.allocate(0, None).unwrap().scrub());
         p2m.populate(Gfn(512)).unwrap();
         let (withheld, _) = p2m.withhold_part(part);
         assert_eq!(p2m.reclaim_zeroes(withheld), Swept::NothingYet);

@@ -672,7 +672,7 @@ fn a_target_that_is_raised_fills_the_cache_a_part_at_a_time() {
     guest.domain.max_pages.store(5000, Ordering::Relaxed);
     let request = PodTarget { target_pages: 2700, domid: DomainId(GUEST), ..Default::default() };
     dom0.poke(page(0), &request);
-    assert_eq!(dom0.call(MEMORY_OP, &[XENMEM_SET_POD_TARGET.into(), page(0)]), (0, 1));
+    assert_eq!(dom0.call(MEMORY_OP, &[XENMEM_SET_POD_TARGET.into(), page(0)]), (0, 2));
     assert_eq!(told(&guest), [2700, 2684, 2800]);
     assert_eq!(set_target(&mut dom0, 4000), Ok([2816, 2800, 2800]));
     fake::check_address_space(dom0.system, &guest.domain);
