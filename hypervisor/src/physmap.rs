@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering;
 use arrayvec::ArrayVec;
 use mm::addr::{Gfn, Mfn, PageSize};
 use mm::table::{Mapping, MemoryType, PageKind};
-use mm::{Dirty, Extent, Flush, FrameKind, Frames};
+use mm::{Extent, Flush, FrameKind};
 use xen_abi::errno::Errno;
 
 use crate::domain::Domain;
@@ -227,33 +227,21 @@ fn charge<M: Machine>(domain: &Domain<M>, frames: u64) -> Result<(), Errno> {
 
 fn give_new<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, order: u8) -> Result<(), Errno> {
     let frames = 1u64.wrapping_shl(order.into());
-    let (block, claimed) = draw(system, domain, order)?;
+    let (block, claimed) = system.draw(domain, order)?;
     if order > PageSize::Size2M.order() && !block.is_known_clean() {
         // Zeroing a gibibyte takes long. Smaller pages are asked for next.
-        drop(block);
         system.restore_claim(domain, claimed);
+        drop(block);
         return Err(Errno::ENOMEM);
     }
     let mfn = block.scrub().give_to(domain.id);
     let filled = fill(system, domain, gfn, mfn, frames);
     if filled.is_err() {
+        system.restore_claim(domain, claimed);
         let freed = system.memory.free_owned(mfn, order, domain.id);
         debug_assert_eq!(freed, Ok(()), "nobody has seen it");
-        system.restore_claim(domain, claimed);
     }
     filled
-}
-
-/// Takes free frames for a domain, and how many of them it had a claim to. ENOMEM if there is no such block, or others have a claim to it.
-fn draw<M: Machine>(system: &System<M>, domain: &Domain<M>, order: u8) -> Result<(Frames<Dirty>, u64), Errno> {
-    let claimed = system.draw_on_claim(domain, 1u64.wrapping_shl(order.into()))?;
-    match system.memory.allocate(order, None) {
-        Ok(block) => Ok((block, claimed)),
-        Err(why) => {
-            system.restore_claim(domain, claimed);
-            Err(why.into())
-        }
-    }
 }
 
 /// Frames of a one-to-one domain come back to where they were.

@@ -4,8 +4,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use mm::Memory;
 use mm::lock::{Lock, Rank};
+use mm::{Dirty, Frames, Memory};
 use spin::RwLock;
 use xen_abi::errno::Errno;
 use xen_abi::types::DomainId;
@@ -136,13 +136,14 @@ impl<M: Machine> System<M> {
             return Ok(());
         }
         let held = domain.pages.load(Ordering::Relaxed);
-        if domain.control.is_dying() || pages > domain.max_pages.load(Ordering::Relaxed) {
+        if pages > domain.max_pages.load(Ordering::Relaxed) {
             return Err(Errno::EINVAL);
         }
         let wanted = pages.checked_sub(held).ok_or(Errno::EINVAL)?;
-        let free = self.memory.free_frames();
         let _held = self.claims.lock();
-        if domain.control.claim.load(Ordering::Relaxed) != 0 {
+        let free = self.memory.free_frames();
+        // A domain dies before its claim is released: only with the lock held it is known that it still will be.
+        if domain.control.is_dying() || domain.control.claim.load(Ordering::Relaxed) != 0 {
             return Err(Errno::EINVAL);
         }
         let total = self.claimed().checked_add(wanted).filter(|total| *total <= free).ok_or(Errno::ENOMEM)?;
@@ -158,26 +159,29 @@ impl<M: Machine> System<M> {
         self.claimed.store(self.claimed().saturating_sub(own), Ordering::Relaxed);
     }
 
-    /// The domain gets `frames` more: out of its claim, as far as that goes, otherwise out of what nobody claims. How many were claimed;
-    /// ENOMEM if there is too little of the rest.
-    pub(crate) fn draw_on_claim(&self, domain: &Domain<M>, frames: u64) -> Result<u64, Errno> {
+    /// Takes `2^order` free frames for a domain: out of its claim, as far as that goes, otherwise out of what nobody claims. Also how many were
+    /// claimed; ENOMEM if there is no such block, or too little of the rest.
+    pub(crate) fn draw(&self, domain: &Domain<M>, order: u8) -> Result<(Frames<Dirty>, u64), Errno> {
         // Without a claim anywhere nothing is to be kept.
         if self.claimed() == 0 {
-            return Ok(0);
+            return Ok((self.memory.allocate(order, None)?, 0));
         }
+        // Until the frames are taken: what is claimed no more and free yet would be another's.
         let _held = self.claims.lock();
+        let frames = 1u64.wrapping_shl(order.into());
         let own = domain.control.claim.load(Ordering::Relaxed);
         let covered = own.min(frames);
         let free = self.memory.free_frames().saturating_sub(self.claimed().saturating_sub(own));
         if frames > free {
             return Err(Errno::ENOMEM);
         }
+        let block = self.memory.allocate(order, None)?;
         domain.control.claim.store(own.saturating_sub(covered), Ordering::Relaxed);
         self.claimed.store(self.claimed().saturating_sub(covered), Ordering::Relaxed);
-        Ok(covered)
+        Ok((block, covered))
     }
 
-    /// The domain did not get them after all.
+    /// The domain did not get frames after all. To be said before they are free.
     pub(crate) fn restore_claim(&self, domain: &Domain<M>, covered: u64) {
         let _held = self.claims.lock();
         // A dying domain's claim is no more.
@@ -185,5 +189,28 @@ impl<M: Machine> System<M> {
             domain.control.claim.fetch_add(covered, Ordering::Relaxed);
             self.claimed.store(self.claimed().saturating_add(covered), Ordering::Relaxed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::fake::{self, Wanted};
+
+    #[test]
+    fn a_domain_that_is_on_its_way_out_gets_no_claim() {
+        let system = fake::system(1024);
+        let domain = fake::add(system, Wanted { pages: 1, max_pages: 1000, ..Wanted::default() });
+        let held = system.claims.lock();
+        std::thread::scope(|scope| {
+            let claiming = scope.spawn(|| system.claim(&domain, 50));
+            // By now it waits for the lock.
+            std::thread::sleep(Duration::from_millis(20));
+            domain.control.begin_dying();
+            drop(held);
+            assert_eq!(claiming.join().unwrap(), Err(Errno::EINVAL));
+        });
     }
 }

@@ -254,7 +254,16 @@ impl<F: PageFormat> P2m<F> {
         let Some(found) = self.lookup(gfn).filter(|found| found.kind.is_memory()) else {
             return self.touched_reference(gfn);
         };
-        self.reference_to(gfn, found, generation)
+        self.reference_found(gfn, found, generation)
+    }
+
+    /// A reference to the memory that was `found` at `generation`, or to what has come in its place if a search for zeroes has come between.
+    #[inline]
+    fn reference_found(&self, gfn: Gfn, found: Mapping, generation: u64) -> Result<(FrameRef, Mapping), Errno> {
+        self.reference_to(gfn, found, generation).or_else(|errno| match self.lookup(gfn) {
+            Some(again) if again.kind.comes_when_touched() => self.touched_reference(gfn),
+            _ => Err(errno),
+        })
     }
 
     /// A reference to the memory that was `found` at `generation`.
@@ -267,7 +276,8 @@ impl<F: PageFormat> P2m<F> {
             return Ok((reference, found));
         }
         match self.lookup(gfn) {
-            Some(again) if again == found => Ok((reference, found)),
+            // Though the larger page that it was a part of has come apart.
+            Some(again) if (again.mfn, again.kind) == (found.mfn, found.kind) => Ok((reference, found)),
             _ => Err(Errno::EAGAIN),
         }
     }

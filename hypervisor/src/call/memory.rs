@@ -112,7 +112,7 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
 }
 
 /// Sets how much memory a domain is to have of which pages are populated on demand, or tells how much it has. ESRCH for a domain that there is
-/// not; ENOMEM.
+/// not, EINVAL for more than it may have; ENOMEM.
 fn pod_target<M: Machine>(caller: &mut Caller<'_, M>, command: &Command, argument: u64) -> Result<Outcome, Errno> {
     caller.require_control()?;
     let handle = caller.handle::<PodTarget>(argument);

@@ -8,7 +8,7 @@ use mm::p2m::{Pod, Swept};
 use xen_abi::errno::Errno;
 use xen_abi::sched::SHUTDOWN_CRASH;
 
-use super::{charge, draw};
+use super::charge;
 use crate::domain::{Domain, shut_down};
 use crate::machine::Machine;
 use crate::system::System;
@@ -111,11 +111,15 @@ fn starve<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, why: Err
 /// Goes on with having the domain's memory, cache included, be `target` pages, for about `budget` pages; true when there is nothing left to do.
 /// The cache is never made larger than what there is to populate, unless the domain has no other memory yet: then it is being built. Nor is it
 /// made smaller for a target below what the domain has, as its balloon driver may not have got there yet: pages that it gives up do that.
-/// ENOMEM if there is too little memory, or the domain may not have as much.
+/// EINVAL if the domain may not have as much, ENOMEM if there is too little memory.
 pub fn approach<M: Machine>(system: &System<M>, domain: &Domain<M>, target: u64, budget: u64) -> Result<bool, Errno> {
     let held = domain.pages.load(Ordering::Relaxed);
     let Pod { entries, cache } = domain.p2m.pod();
     let populated = held.saturating_sub(cache);
+    // A control domain is told its target as well, whatever it may have.
+    if !domain.is_control() && target > domain.max_pages.load(Ordering::Relaxed) {
+        return Err(Errno::EINVAL);
+    }
     if domain.one_to_one || domain.control.is_dying() || target < held || populated > 0 && entries == 0 {
         return Ok(true);
     }
@@ -140,7 +144,7 @@ fn add<M: Machine>(system: &System<M>, domain: &Domain<M>, wanted: u64) -> Resul
     for order in orders.into_iter().filter(|order| 1u64.wrapping_shl(u32::from(*order)) <= wanted) {
         let frames = 1u64.wrapping_shl(order.into());
         charge(domain, frames)?;
-        match draw(system, domain, order) {
+        match system.draw(domain, order) {
             Ok((block, _)) => {
                 domain.p2m.fill_cache(block.scrub());
                 return Ok(frames);

@@ -265,3 +265,25 @@ fn empty_tables_make_for_more_steps_when_a_domain_is_taken_down() {
     let steps = core::iter::repeat_with(|| relinquish(system, &domain, &mut at, 9)).take_while(|done| !done).count();
     assert!((300 / 40..300 / 30).contains(&steps), "{steps}");
 }
+
+#[test]
+fn what_is_claimed_stays_so_while_it_comes_back() {
+    let system = fake::system(1024);
+    let [first, second] =
+        [5, 6].map(|id| fake::add(system, Wanted { id, pages: 20, max_pages: 1000, ..Wanted::default() }));
+    // Tables for what is to come.
+    populate(system, &second, Gfn(0x400), 0).unwrap();
+    let claimed = system.memory.free_frames();
+    system.claim(&first, 20 + claimed).unwrap();
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            for _ in 0..5000 {
+                assert_eq!(populate(system, &first, Gfn(RAM), 3), Err(Errno::EEXIST), "there is something");
+            }
+        });
+        while !other.is_finished() {
+            assert_eq!(populate(system, &second, Gfn(0x401), 0), Err(Errno::ENOMEM));
+        }
+    });
+    assert_eq!((system.claimed(), system.memory.free_frames()), (claimed, claimed));
+}

@@ -433,4 +433,28 @@ mod tests {
         }
         assert!((8..12).contains(&parts), "{parts}");
     }
+
+    #[test]
+    fn who_refers_to_a_page_during_the_search_gets_it_or_another() {
+        let p2m = p2m(fake::memory(2048));
+        (4096..4696).for_each(|gfn| write(&p2m, gfn));
+        let found = |gfn: u64| (p2m.lookup(Gfn(gfn)).unwrap(), p2m.generation());
+        let ((withheld, before), (gone, then)) = (found(1025), found(1027));
+        let in_part = found(1100);
+        let (part, _) = p2m.withhold_zeroes(512).unwrap();
+        let (reference, _) = p2m.reference_found(Gfn(1025), withheld, before).unwrap();
+        assert_eq!((reference.mfn(), kind(&p2m, 1025)), (withheld.mfn, PageKind::Ram));
+        assert_eq!(p2m.reclaim_zeroes(part), Swept::NothingYet, "it was withheld as a whole, and is referred to");
+        drop(reference);
+        // This time it goes. What is at its place is another page of zeroes.
+        p2m.edit.lock().round.start_anew();
+        let (part, _) = p2m.withhold_zeroes(512).unwrap();
+        assert_eq!((p2m.reclaim_zeroes(part), kind(&p2m, 1027)), (Swept::Some, PageKind::OnDemand));
+        let (reference, now) = p2m.reference_found(Gfn(1027), gone, then).unwrap();
+        assert_eq!((reference.mfn(), now.kind), (now.mfn, PageKind::Ram));
+        // The large page comes apart.
+        let _ = p2m.take(Gfn(1099), PageSize::Size4K, |_| Ok(())).unwrap();
+        let (reference, _) = p2m.reference_found(Gfn(1100), in_part.0, in_part.1).unwrap();
+        assert_eq!(reference.mfn(), in_part.0.mfn);
+    }
 }
