@@ -287,3 +287,19 @@ fn what_is_claimed_stays_so_while_it_comes_back() {
     });
     assert_eq!((system.claimed(), system.memory.free_frames()), (claimed, claimed));
 }
+
+#[test]
+fn a_page_that_is_withheld_is_moved_though_nothing_is_to_be_populated_any_more() {
+    let system = fake::system(1024);
+    let domain = fake::add_domain(system, 5, 16);
+    on_demand::mark(system, &domain, Gfn(0x400), 0).unwrap();
+    let (withheld, flush) = domain.p2m.withhold_zeroes(100).unwrap();
+    system.machine.flush(&domain, flush);
+    Changes::new(system, &domain).remove(Gfn(0x400)).unwrap();
+    assert_eq!(domain.p2m.pod().entries, 0);
+    assert_eq!(domain.p2m.lookup(Gfn(RAM + 9)).map(|found| found.kind), Some(PageKind::Withheld));
+    move_page(system, &domain, Gfn(RAM + 9), Gfn(0x500)).unwrap();
+    assert_eq!(domain.p2m.lookup(Gfn(0x500)).map(|found| found.kind), Some(PageKind::Ram));
+    domain.p2m.reclaim_zeroes(withheld);
+    fake::check_address_space(system, &domain);
+}

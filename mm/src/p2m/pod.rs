@@ -394,6 +394,20 @@ mod tests {
     }
 
     #[test]
+    fn without_a_table_it_is_not_the_frames_that_are_said_to_be_too_few() {
+        let memory = fake::memory(2048);
+        let p2m = p2m(memory);
+        p2m.set_table_limit(0);
+        p2m.populate(Gfn(700)).unwrap();
+        assert_eq!(p2m.populate(Gfn(1030)), Err(Errno::ENOBUFS), "the block is gone, and 2 MiB cannot come apart");
+        assert_eq!(p2m.pod(), Pod { entries: 512, cache: 4 });
+        let mut cache = P2mCache::new();
+        assert_eq!((cache.of(&p2m).lookup(Gfn(1030)), cache.take_missed()), (None, Some(Gfn(1030))));
+        assert_eq!(p2m.shrink_cache(0, 4), 4);
+        assert_eq!(p2m.populate(Gfn(1030)), Err(Errno::ENOMEM));
+    }
+
+    #[test]
     fn whoever_uses_a_page_populates_it() {
         let memory = fake::memory(2048);
         let p2m = p2m(memory);

@@ -101,7 +101,7 @@ impl<F: PageFormat> P2m<F> {
         (!core::mem::replace(&mut round.busy, true)).then_some((round.number, Gfn(round.next)))
     }
 
-    /// Done without the lock, as it takes its time.
+    /// Done without the lock, as it takes its time. What it finds is looked at once more: for another domain, a table may be one no more.
     fn look_for_zeroes(&self, round: u64, start: Gfn, budget: u64) -> Part {
         let mut found = Withheld { pages: [None; TOGETHER], count: 0, round };
         // There is enough to come to the next page in any case.
