@@ -47,8 +47,9 @@ const PROTOCOL_MULTIBOOT2: u32 = 0;
 /// What the entry code has mapped one to one.
 const IDENTITY_LIMIT: u64 = 4 << 30;
 
-/// Bytes of output that may wait for the serial port: what it sends in six seconds.
-const CONSOLE_QUEUE: usize = 64 << 10;
+/// Bytes of output that may wait for the serial port: what it sends in twenty seconds. Four domains may say as much as they want to at once, and
+/// there is still room for others.
+const CONSOLE_QUEUE: usize = 256 << 10;
 
 unsafe extern "C" {
     static image_start: u8;
