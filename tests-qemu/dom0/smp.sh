@@ -2,6 +2,7 @@
 # What must hold with several CPUs. On the kernel's command line: corten.cpus=N, corten.seconds=S of load on all of them, in which each works
 # for corten.percent=P of the time.
 . /scripts/lib
+percent=80
 for word in $(cat /proc/cmdline); do
     case $word in
     corten.cpus=*) cpus=${word#corten.cpus=} ;;
