@@ -107,13 +107,7 @@ fn all_cpus(context: &Context<'_>, suite: &str, cpus: u32, seconds: u32) -> Resu
     let mut boot = boot(suite, "smp", "")?;
     boot.cpus = cpus;
     boot.limit = 900;
-    // QEMU has a thread for each, and time passes for those that wait for a core. Linux counts it as the CPU's only now and then.
-    let cores = match context.engine {
-        Engine::Qemu(_) => std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32).min(cpus),
-        Engine::Bochs(_) => cpus,
-    };
-    let percent = 80 * cores / cpus;
-    boot.modules[0].args.push_str(&format!(" corten.cpus={cpus} corten.seconds={seconds} corten.percent={percent}"));
+    boot.modules[0].args.push_str(&format!(" corten.cpus={cpus} corten.seconds={seconds}"));
     judge(context, &context.boot("run", boot)?)
 }
 
