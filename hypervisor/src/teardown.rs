@@ -20,7 +20,7 @@ const PAGES: u64 = 256;
 const MAPPINGS: usize = 16;
 
 /// How far the end of one domain is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Teardown {
     /// No CPU has anything of its vCPUs any more.
     retired: bool,
@@ -28,12 +28,6 @@ pub struct Teardown {
     gfn: Gfn,
     /// The grant mapping to go on with.
     handle: u32,
-}
-
-impl Default for Teardown {
-    fn default() -> Self {
-        Teardown { retired: false, gfn: Gfn(0), handle: 0 }
-    }
 }
 
 impl Teardown {

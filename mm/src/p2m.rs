@@ -386,17 +386,23 @@ impl<F: PageFormat> P2m<F> {
     fn replaced(&self, edit: &mut Edit, old: Entry, level: u8, at: u64) -> bool {
         match old {
             Entry::Empty => false,
-            Entry::Leaf(mapping) if mapping.kind == PageKind::OnDemand => {
-                self.pod.remove_entries(mapping.size.frames());
-                false
-            }
-            Entry::Leaf(_) => true,
+            Entry::Leaf(mapping) => self.gone(mapping.kind, mapping.size.frames()),
             Entry::Table(below) => {
                 self.forget_entries(below, level.wrapping_sub(1), at);
                 self.retire(&mut edit.retired, below);
                 true
             }
         }
+    }
+
+    /// Takes note of `frames` gfns that are mapped so no more; whether they may have been live.
+    #[inline]
+    fn gone(&self, kind: PageKind, frames: u64) -> bool {
+        let live = kind != PageKind::OnDemand;
+        if !live {
+            self.pod.remove_entries(frames);
+        }
+        live
     }
 
     fn recast(&self, table: Mfn, level: u8, base: u64, range: &Range<u64>, kinds: (PageKind, PageKind)) -> bool {

@@ -73,13 +73,7 @@ impl<F: PageFormat> P2m<F> {
         let entry = self.entry(table, index(gfn.0, 1)).ok_or(Errno::EINVAL)?;
         self.reach(gfn.0.wrapping_add(1));
         entry.store(self.format.leaf(mfn, PageSize::Size4K, kind, memory), Ordering::Release);
-        let live = match before {
-            Some(Mapping { kind: PageKind::OnDemand, .. }) => {
-                self.pod.remove_entries(1);
-                false
-            }
-            before => before.is_some(),
-        };
+        let live = before.is_some_and(|before| self.gone(before.kind, 1));
         Ok((before, self.finish(edit, live)))
     }
 
@@ -120,10 +114,7 @@ impl<F: PageFormat> P2m<F> {
             }
         };
         entry.store(0, Ordering::Release);
-        let live = found.kind != PageKind::OnDemand;
-        if !live {
-            self.pod.remove_entries(size.frames());
-        }
+        let live = self.gone(found.kind, size.frames());
         Ok((found, self.finish(edit, live)))
     }
 

@@ -115,12 +115,15 @@ impl<F: PageFormat> P2m<F> {
                     return ControlFlow::Continue(());
                 }
             };
-            let is_memory = may_be_withheld(extent.mapping.kind);
-            let seen = if is_memory { self.look_at(extent, &mut found) } else { extent.frames };
-            if is_memory {
+            let seen = if may_be_withheld(extent.mapping.kind) {
+                let seen = self.look_at(extent, &mut found);
                 looked_at = looked_at.saturating_add(seen);
-            }
-            left = left.saturating_sub(if is_memory { seen } else { 1 });
+                left = left.saturating_sub(seen);
+                seen
+            } else {
+                left = left.saturating_sub(1);
+                extent.frames
+            };
             if left == 0 || found.count == TOGETHER || seen < extent.frames {
                 ControlFlow::Break(extent.gfn.0.wrapping_add(seen))
             } else {
