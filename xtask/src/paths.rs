@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The checkout that this xtask was built from.
 pub fn root() -> PathBuf {
@@ -27,9 +28,12 @@ pub fn make_dir(dir: PathBuf) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// Written whole or not at all: a step that was interrupted leaves no half of its result in the cache.
+/// Written whole or not at all: a step that was interrupted leaves no half of its result in the cache. Of several who write the same file at
+/// once, the last one's stays.
 pub fn write_whole(path: &Path, data: &[u8]) -> Result<()> {
-    let part = path.with_extension("part");
+    static WRITES: AtomicU32 = AtomicU32::new(0);
+    let number = WRITES.fetch_add(1, Ordering::Relaxed);
+    let part = path.with_extension(format!("{}-{number}.part", std::process::id()));
     std::fs::write(&part, data).with_context(|| format!("cannot write {}", part.display()))?;
     std::fs::rename(&part, path).with_context(|| format!("cannot write {}", path.display()))
 }
