@@ -46,12 +46,12 @@ idle_pages() {
         free_pages
     fi
 }
-is_idle() { # pages
-    after=$(idle_pages)
-    [ "$after" = $1 ]
+is_again() { # free_pages or idle_pages, and how many that were
+    after=$($1)
+    [ "$after" = $2 ]
 }
-gives_back() { # what, and how many pages are to be idle: a toolstack destroys a domain in the background, and forgets its name before
-    wait_for 60 is_idle $2
-    check "$1 memory is free" "$([ "$after" = $2 ] && echo yes)" "$2 pages before, $after after"
+gives_back() { # what, and as above: a toolstack destroys a domain in the background, and forgets its name before
+    wait_for 60 is_again $2 $3
+    check "$1 memory is free" "$([ "$after" = $3 ] && echo yes)" "$3 pages before, $after after"
     on_corten && echo "free, heap and page tables, in KiB: $(accounts)"
 }

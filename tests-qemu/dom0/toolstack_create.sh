@@ -4,7 +4,7 @@
 
 xl info
 xl list
-before=$(idle_pages)
+before=$(free_pages)
 works "xl create" xl create /root/example.cfg
 works "its guest comes up" wait_for 240 ups example 1
 cat $(console example)
@@ -17,5 +17,5 @@ works "it is gone" wait_for 30 is_gone example
 works "xl create again" xl create /root/example.cfg
 works "xl destroy" xl destroy example
 works "it is gone" wait_for 30 is_gone example
-gives_back its $before
+gives_back its free_pages $before
 xl dmesg | tail -n 5

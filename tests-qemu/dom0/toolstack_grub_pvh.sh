@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # A domain whose kernel is Debian's GRUB: 32 bits wide, it shows the menu of its own disk and starts Debian's kernel from there.
 . /scripts/domains
-before=$(idle_pages)
+before=$(free_pages)
 works "xl create" xl create /root/grub.cfg
 works "its guest comes up" wait_for 240 ups grub 1
 cat $(console grub)
@@ -10,5 +10,5 @@ for text in 'Reading (xen/xvda)/boot/grub/grub.cfg' 'The menu of this disk' 'GRU
 done
 works "xl shutdown" xl shutdown -w grub
 works "it is gone" wait_for 30 is_gone grub
-gives_back its $before
+gives_back its free_pages $before
 xl dmesg | tail -n 5

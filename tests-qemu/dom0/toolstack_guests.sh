@@ -38,5 +38,5 @@ done
 none() { [ $(xl list | wc -l) = 2 ]; }
 works "xl shutdown" xl shutdown -a -w
 works "they are gone" wait_for 60 none
-gives_back their $before
+gives_back their idle_pages $before
 xl dmesg | tail -n 5

@@ -7,11 +7,6 @@ memory() { xl list example 2>/dev/null | awk 'NR == 2 { print $3 }'; }
 has() { # MiB by what xl says
     [ "$(memory)" = $1 ]
 }
-as_before() {
-    after=$(free_pages)
-    echo "$before pages were free before, $after are now"
-    [ "$after" = "$before" ]
-}
 maximum() { xl list -l example | awk '/"max_memkb"/ { sub(/,/, "", $2); print $2 / 1024 }'; }
 
 before=$(free_pages)
@@ -30,7 +25,7 @@ xl list
 xl debug-keys q
 works "xl shutdown" xl shutdown -w example
 works "it is gone" wait_for 30 is_gone example
-works "its memory is free" wait_for 60 as_before
+gives_back its free_pages $before
 
 # A kernel that writes zeroes to all of its memory first can do with less; one that writes something else cannot, and ends, and nothing else does.
 writes() { # which pattern
@@ -42,8 +37,8 @@ works "xl create with zeroes everywhere" writes 1
 works "its guest comes up" wait_for 240 ups example 1
 works "xl destroy" xl destroy example
 works "it is gone" wait_for 30 is_gone example
-works "its memory is free" wait_for 60 as_before
+gives_back its free_pages $before
 works "xl create with something everywhere" writes 2
 works "it is gone" wait_for 60 is_gone example
-works "its memory is free" wait_for 60 as_before
+gives_back its free_pages $before
 xl dmesg | tail -n 20
