@@ -1,9 +1,10 @@
 //! The end: says where and why, then stops or restarts the machine. Needs no heap, no lock and no other processor.
 
 use core::arch::asm;
-use core::fmt::Write;
+use core::arch::x86_64::__cpuid;
+use core::fmt::{self, Write};
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arch_x86::cpu::exceptions;
 use arch_x86::cpu::idt::TrapFrame;
@@ -17,8 +18,10 @@ const MAX_FRAMES: usize = 64;
 /// The image is smaller than this.
 const IMAGE_SIZE: u64 = 2 << 20;
 
-/// Somebody is going down already.
-static DOWN: AtomicBool = AtomicBool::new(false);
+/// Which CPU is going down, as [`own_number`] says; 0 for none.
+static DOWN: AtomicU64 = AtomicU64::new(0);
+/// Its report went wrong.
+static AGAIN: AtomicBool = AtomicBool::new(false);
 static NO_REBOOT: AtomicBool = AtomicBool::new(false);
 
 /// Has exceptions and NMIs reported here.
@@ -34,12 +37,10 @@ pub fn set_no_reboot(no_reboot: bool) {
 
 /// Reports a panic, for the panic handler.
 pub fn on_panic(info: &PanicInfo<'_>) -> ! {
-    let mut out = begin();
-    let _ = write!(out, "(corten) panic: {}", info.message());
-    if let Some(at) = info.location() {
-        let _ = write!(out, "\n(corten)   at {}:{}", at.file(), at.line());
-    }
-    let _ = out.write_str("\n");
+    let mut out = match info.location() {
+        Some(at) => begin(format_args!("panic: {}\n(corten)   at {}:{}", info.message(), at.file(), at.line())),
+        None => begin(format_args!("panic: {}", info.message())),
+    };
     let frame: u64;
     // SAFETY: a look at a register.
     unsafe { asm!("mov {}, rbp", out(reg) frame, options(nomem, nostack, preserves_flags)) };
@@ -49,17 +50,16 @@ pub fn on_panic(info: &PanicInfo<'_>) -> ! {
 }
 
 fn on_exception(frame: &TrapFrame) -> ! {
-    let mut out = begin();
     let (cr2, cr3): (u64, u64);
     // SAFETY: a look at registers.
     unsafe { asm!("mov {}, cr2", "mov {}, cr3", out(reg) cr2, out(reg) cr3, options(nomem, nostack, preserves_flags)) };
-    let _ = writeln!(
-        out,
-        "(corten) fatal exception {}: {}, error code {:#x}",
+    let mut out = begin(format_args!(
+        "fatal exception {}: {}, error code {:#x}, at {:#x}, cr2 {cr2:#x}",
         frame.vector,
         exceptions::name(frame.vector),
-        frame.error
-    );
+        frame.error,
+        frame.rip
+    ));
     if matches!(frame.vector, 8 | 14) && (paging::STACKS..paging::STACKS + (1 << 39)).contains(&cr2) {
         let _ = writeln!(out, "(corten)   at {cr2:#x}: that is below a stack, which has overflowed");
     }
@@ -103,17 +103,30 @@ fn on_nmi(frame: &TrapFrame) {
     location(&mut out, frame.rip, 0);
 }
 
-/// Sees to it that only one processor reports.
-fn begin() -> Emergency {
-    if DOWN.swap(true, Ordering::AcqRel) {
+/// Sees to it that only one processor reports, and begins with what happened.
+fn begin(what: fmt::Arguments<'_>) -> Emergency {
+    let own = own_number();
+    if let Err(first) = DOWN.compare_exchange(0, own, Ordering::AcqRel, Ordering::Acquire) {
         // Another processor reports, or the report itself went wrong: then this is all that can be said.
         let mut out = Emergency::without_locks();
-        let _ = writeln!(out, "(corten) another crash during the report of the first");
+        let _ = writeln!(out, "(corten) another crash during the report of the first: {what}");
+        if first == own && !AGAIN.swap(true, Ordering::Relaxed) {
+            end(out);
+        }
         host::halt_forever();
     }
     // So that nothing goes on behind the report.
     smp::stop_others();
-    Emergency::begin()
+    let mut out = Emergency::begin();
+    let _ = writeln!(out, "(corten) {what}");
+    out
+}
+
+/// A number that no other CPU has, made of its APIC IDs, and never 0. CPUID says them wherever the CPU is in trouble.
+fn own_number() -> u64 {
+    const TOPOLOGY: u32 = 0xb;
+    let extended = if __cpuid(0).eax < TOPOLOGY { 0 } else { __cpuid(TOPOLOGY).edx };
+    (u64::from(extended) << 8 | u64::from(__cpuid(1).ebx >> 24)) + 1
 }
 
 /// Walks the frames from `frame` on, each of which holds the address of its caller's and the return address.
