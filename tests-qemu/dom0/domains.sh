@@ -1,11 +1,12 @@
 # What scripts share that have `xl` make domains.
 . /scripts/lib
-wait_for() { # seconds, command
+pause=1 # second
+wait_for() { # how many pauses at most, command
     left=$1
     shift
     until "$@"; do
         [ $left -gt 0 ] || return 1
-        sleep 1
+        sleep $pause
         left=$((left - 1))
     done
 }

@@ -1,34 +1,20 @@
 #!/bin/busybox sh
 # Makes and ends the example domain as often as corten.cycles=N says, each time in another way: half of them are killed while they boot or
 # are built. Then as many pages are free as before.
-. /scripts/lib
+. /scripts/domains
 ways=5
 cycles=10
 for word in $(cat /proc/cmdline); do
     case $word in corten.cycles=*) cycles=${word#*=} ;; esac
 done
-console=/var/log/xen/console/guest-example.log
-wait_for() { # tenths of a second, command
-    left=$1
-    shift
-    until "$@"; do
-        [ $left -gt 0 ] || return 1
-        sleep 0.1
-        left=$((left - 1))
-    done
-}
-is_up() { grep -q '=== GUEST UP' $console 2>/dev/null; }
-has_linux() { grep -q 'Linux version' $console 2>/dev/null; }
-has_disk() { grep -q 'blkfront: xvda' $console 2>/dev/null; }
-is_gone() { ! xl domid example >/dev/null 2>&1; }
-is_there() { ! is_gone; }
-# Debug key m tells the memory to the page.
-free_pages() {
-    xl debug-keys m
-    xl dmesg | awk '/KiB free of/ { free = $0 } END { sub(/ KiB free of.*/, "", free); sub(/.* /, "", free); print free / 4 }'
-}
+log=$(console example)
+pause=0.1
+is_up() { grep -q '=== GUEST UP' $log 2>/dev/null; }
+has_linux() { grep -q 'Linux version' $log 2>/dev/null; }
+has_disk() { grep -q 'blkfront: xvda' $log 2>/dev/null; }
+is_there() { ! is_gone example; }
 settle() { # Until no domain is being taken down.
-    wait_for 300 is_gone || return 1
+    wait_for 300 is_gone example || return 1
     last=
     until [ "$last" = "$(free_pages)" ]; do
         last=$(free_pages)
@@ -38,7 +24,7 @@ settle() { # Until no domain is being taken down.
 make() { xl create /root/example.cfg "extra=\"console=hvc0 corten.modules=xen_blkfront,xen_netfront corten.start=guest corten.disks=xvda,xvdb corten.net=10.0.0.2,10.0.0.1 $1\""; }
 
 cycle() { # its number
-    : >$console
+    : >$log
     case $(($1 % ways)) in
     0) # It boots, and shuts itself down.
         make "" || return 1
@@ -66,7 +52,7 @@ cycle() { # its number
         sleep 0.$(($1 / ways * 3 % 10))
         kill -9 $!
         wait $! 2>/dev/null
-        is_gone || xl destroy example
+        is_gone example || xl destroy example
         ;;
     esac
     settle
@@ -77,7 +63,7 @@ before=$(free_pages)
 for number in $(seq $cycles); do
     if ! cycle $number >/tmp/said 2>&1; then
         failed="$failed $number"
-        tail -n 5 /tmp/said $console
+        tail -n 5 /tmp/said $log
     fi
     echo "cycle $number: $(free_pages) pages free"
 done
