@@ -74,9 +74,12 @@ impl Engine {
         fn set_interrupt_window(&mut self, open: bool);
         /// The same for an NMI.
         fn set_nmi_window(&mut self, open: bool);
-        /// Where the engine can: has the guest leave at the latest when it has run for so many ticks of the TSC. For a CPU that others wait for:
-        /// an interrupt should do, but there are machines on which none gets through while the guest keeps its interrupts off.
+        /// Where the engine can: has the guest leave at the latest when it has run for so many ticks of the TSC, over however many entries. For a
+        /// CPU that others wait for: an interrupt should do, but there are machines on which none gets through while the guest keeps its
+        /// interrupts off.
         fn set_guard(&mut self, ticks: Option<u64>);
+        /// The host has taken its interrupts: the guest has all of that time again.
+        fn renew_guard(&mut self);
         /// An instruction was completed for the guest that is to trap after it (#DB), and the CPU does not know.
         fn take_single_step(&mut self) -> bool;
         /// Moves on behind the instruction that exited.

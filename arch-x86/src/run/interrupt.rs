@@ -22,6 +22,7 @@ impl Running<'_> {
     /// The engine leaves the interrupt to the CPU: it is taken in a window of the host's.
     pub(super) fn pending_interrupt(&mut self) -> Next {
         crate::host::take_interrupts();
+        self.context.engine.renew_guard();
         Next::Enter
     }
 }

@@ -60,6 +60,8 @@ pub fn forever(system: &'static System<X86>) -> ! {
     // The vCPU whose registers are in this CPU; they stay there until they are wanted elsewhere, or the place is.
     let mut loaded: Option<Loaded> = None;
     loop {
+        // What waits may change who runs. And a guest that yields all the time gives no other chance on some machines: see `set_guard`.
+        host::take_interrupts();
         let now = system.machine.now();
         let Some(key) = cpu.next(now) else {
             if cpu.is_to_give_up() {

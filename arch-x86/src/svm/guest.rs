@@ -283,6 +283,8 @@ impl SvmVcpu {
     /// SVM has no such timer; its interrupts always get through.
     pub fn set_guard(&mut self, _ticks: Option<u64>) {}
 
+    pub fn renew_guard(&mut self) {}
+
     /// The exit at the handler's IRET is asked for when an NMI is injected. A shadow ends unseen: the guest's next chance to take an interrupt stands
     /// for it.
     pub fn set_nmi_window(&mut self, open: bool) {

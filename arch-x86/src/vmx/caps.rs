@@ -92,6 +92,7 @@ bitflags! {
         const LOAD_PAT = 1 << 19;
         const SAVE_EFER = 1 << 20;
         const LOAD_EFER = 1 << 21;
+        const SAVE_PREEMPTION_TIMER = 1 << 22;
     }
 
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -165,6 +166,8 @@ pub struct Caps {
     pub ept: EptVpid,
     /// Where there is a VMX-preemption timer: it counts once when the TSC has counted 2 to the power of this.
     pub preemption_timer_shift: Option<u32>,
+    /// The exit controls with which that timer goes on after an exit where it stood; they go with the timer only.
+    pub timed_exit: u32,
     /// Bits that must be 1, and bits that may be 1, in CR0 and CR4 under VMX.
     pub cr0_fixed: (u64, u64),
     pub cr4_fixed: (u64, u64),
@@ -193,6 +196,7 @@ impl Caps {
         // The timer is only switched on where it is wanted (`VmxVcpu::set_guard`).
         let has_timer = (pin >> 32) as u32 & OPTIONAL_PIN.bits() != 0;
         let preemption_timer_shift = has_timer.then(|| rdmsr(msr::MISC) as u32 & 31);
+        let saves_timer = (exit >> 32) as u32 & ExitControls::SAVE_PREEMPTION_TIMER.bits();
         let has_secondary = (primary >> 32) as u32 & Primary::SECONDARY_CONTROLS.bits() != 0;
         let secondary = if has_secondary { rdmsr(msr::SECONDARY) } else { 0 };
         let has_ept = (secondary >> 32) as u32 & Secondary::ENABLE_EPT.bits() != 0;
@@ -252,6 +256,7 @@ impl Caps {
             chosen_secondary: Secondary::from_bits_truncate(secondary),
             ept,
             preemption_timer_shift,
+            timed_exit: exit | saves_timer,
             cr0_fixed: (rdmsr(msr::CR0_FIXED0), rdmsr(msr::CR0_FIXED1)),
             cr4_fixed: (rdmsr(msr::CR4_FIXED0), rdmsr(msr::CR4_FIXED1)),
         })
@@ -316,6 +321,7 @@ mod tests {
         assert_eq!(caps.fix_guest_cr0(0), 0x20);
         assert_eq!(caps.preemption_timer_shift, Some(5));
         assert_eq!(caps.pin & Pin::PREEMPTION_TIMER.bits(), 0, "it is off unless it is wanted");
+        assert_eq!(caps.timed_exit ^ caps.exit, ExitControls::SAVE_PREEMPTION_TIMER.bits());
     }
 
     #[test]

@@ -43,8 +43,11 @@ pub struct VmxVcpu {
     vmcs: Vmcs,
     caps: &'static Caps,
     resources: Resources,
-    /// The pin-based controls, with the preemption timer while there is a guard: an INIT leaves that as it is.
+    /// The pin-based and the exit controls, with the preemption timer while there is a guard: an INIT leaves that as it is.
     pin: u32,
+    exit: u32,
+    /// What the preemption timer begins to count from.
+    guard: Option<u32>,
     primary: u32,
     /// The generation of the translations that this CPU may have cached.
     translations: u64,
@@ -75,6 +78,8 @@ impl VmxVcpu {
             caps,
             resources,
             pin: caps.pin,
+            exit: caps.exit,
+            guard: None,
             primary: caps.primary,
             translations: 0,
             cpu: 0,
@@ -132,7 +137,7 @@ impl VmxVcpu {
         write(PIN_CONTROLS, self.pin);
         write(PRIMARY_CONTROLS, self.primary);
         write(SECONDARY_CONTROLS, self.caps.secondary);
-        write(EXIT_CONTROLS, self.caps.exit);
+        write(EXIT_CONTROLS, self.exit);
         write(EXCEPTION_BITMAP, INTERCEPTED_EXCEPTIONS);
         for field in [
             PAGE_FAULT_MASK,
@@ -281,14 +286,23 @@ impl VmxVcpu {
         self.set_primary(Primary::INTERRUPT_WINDOW_EXITING, open);
     }
 
-    /// Has the guest leave after so many ticks of the TSC at a stretch, whatever its RFLAGS.IF.
+    /// Has the guest leave when it has run for so many ticks of the TSC in all, whatever its RFLAGS.IF.
     pub fn set_guard(&mut self, ticks: Option<u64>) {
         let Some(shift) = self.caps.preemption_timer_shift else { return };
-        let on = if ticks.is_some() { Pin::PREEMPTION_TIMER.bits() } else { 0 };
-        self.pin = self.caps.pin | on;
+        self.guard = ticks.map(|ticks| u32::try_from(ticks >> shift).unwrap_or(u32::MAX));
+        (self.pin, self.exit) = match self.guard {
+            Some(_) => (self.caps.pin | Pin::PREEMPTION_TIMER.bits(), self.caps.timed_exit),
+            None => (self.caps.pin, self.caps.exit),
+        };
         write(PIN_CONTROLS, self.pin);
-        if let Some(ticks) = ticks {
-            write(PREEMPTION_TIMER, u32::try_from(ticks >> shift).unwrap_or(u32::MAX));
+        write(EXIT_CONTROLS, self.exit);
+        self.renew_guard();
+    }
+
+    /// The guest has all of that time again.
+    pub fn renew_guard(&mut self) {
+        if let Some(guard) = self.guard {
+            write(PREEMPTION_TIMER, guard);
         }
     }
 

@@ -64,6 +64,12 @@ pub fn cases() -> Vec<Case> {
         Case {
             on_xen: false,
             prepare: nothing_to_prepare(),
+            run: Box::new(without_interrupts),
+            ..debian::case("domains_no_interrupts", "domains that let no interrupt in, and always exit", SUITE, true)
+        },
+        Case {
+            on_xen: false,
+            prepare: nothing_to_prepare(),
             run: Box::new(neighbours),
             ..debian::case("domains_exits", "a domain that exits beside one that loads x87 state", SUITE, true)
         },
@@ -144,6 +150,21 @@ fn pinned(context: &Context<'_>) -> Result<()> {
     }
     let together = share(&console, "one")? + share(&console, "two")?;
     ensure!((0.97..=1.03).contains(&together), "two domains have {together:.4} of the CPU that they share");
+    Ok(())
+}
+
+/// Dom0's timer gets through to it while such a domain works on the one CPU there is: it ends the machine before the domain is done.
+fn without_interrupts(context: &Context<'_>) -> Result<()> {
+    let guest = build::guest("domain_share");
+    for told in ["", "exits=1", "yields=1"] {
+        let hog = module(&guest, &format!("domain name=hog memory=64M -- hog=8 {told}"));
+        let modules = vec![module(&guest, "wait=2"), hog];
+        let boot = Boot { corten_args: "dom0_mem=128M".into(), modules, limit: 60, ..Boot::default() };
+        let run = context.boot("run", boot)?;
+        host_is_well(&run)?;
+        ensure!(run.end == End::PoweredOff, "it did not power off; its end:\n    {}", last_lines(&run.console, 12));
+        ensure!(!run.console.contains("SHARE"), "hog={told}: Dom0 had no turn until the hog was done");
+    }
     Ok(())
 }
 
