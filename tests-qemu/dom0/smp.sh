@@ -35,7 +35,7 @@ load() {
     cpu=0
     while [ $cpu -lt "$cpus" ]; do
         eval "ran=\$(ran \$worker$cpu) stolen=\$((\$(stolen $cpu) - before$cpu))"
-        check "CPU $cpu worked" "$([ $ran -ge $((took * 9 / 10)) ] && echo yes)" "$ran of $took hundredths"
+        check "CPU $cpu worked" "$([ $ran -ge $((took * 8 / 10)) ] && echo yes)" "$ran of $took hundredths"
         check "CPU $cpu was there" "$([ $stolen -le $((took / 10)) ] && echo yes)" "not for $stolen of $took hundredths"
         cpu=$((cpu + 1))
     done
