@@ -99,9 +99,7 @@ fn idle(system: &'static System<X86>, cpu: &'static PerCpu) {
     }
     let busy = reap::some(system);
     system.memory.scrub_some(1);
-    if busy {
-        host::take_interrupts();
-    } else if !cpu.must_reschedule() && !cpu.is_to_give_up() {
+    if !busy && !cpu.must_reschedule() && !cpu.is_to_give_up() {
         host::wait_for_interrupt();
     }
 }
