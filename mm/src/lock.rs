@@ -1,12 +1,18 @@
 //! A ticket lock with a rank. Debug builds check that ranks are taken in ascending order, so that a cycle shows at its
 //! first half and not at the deadlock.
 //!
+//! On a bare machine waiters are served in the order in which they came, so that none of many CPUs waits forever. Below another hypervisor that
+//! order does harm: the lock may be the turn of a CPU that is not there, because the host runs something else on its core. Two CPUs on one
+//! core then hand a lock that both want often to and fro, once in a time slice of the host's, and their guests get next to nothing. There a
+//! free lock goes to whoever is there to take it.
+//!
 //! Host code runs with interrupts off wherever a lock is held, so locking saves no flags.
 
 use core::ops::{Deref, DerefMut};
 use core::ptr;
 #[cfg(debug_assertions)]
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use spin::mutex::{TicketMutex, TicketMutexGuard};
 
@@ -33,7 +39,15 @@ impl Rank {
     }
 }
 
-/// A value that one CPU at a time may use. Waiters are served in the order in which they came.
+/// Whether CPUs can be away while they wait.
+static PREEMPTED: AtomicBool = AtomicBool::new(false);
+
+/// Tells the locks that another hypervisor may take CPUs away at any time. Called once at boot.
+pub fn set_preempted(preempted: bool) {
+    PREEMPTED.store(preempted, Ordering::Relaxed);
+}
+
+/// A value that one CPU at a time may use.
 pub struct Lock<T> {
     #[cfg(debug_assertions)]
     rank: Rank,
@@ -58,7 +72,7 @@ impl<T> Lock<T> {
         Guard {
             #[cfg(debug_assertions)]
             held: held::Held::take(self.rank, true),
-            inner: self.inner.lock(),
+            inner: take(&self.inner, PREEMPTED.load(Ordering::Relaxed)),
         }
     }
 
@@ -79,6 +93,20 @@ impl<T> Lock<T> {
     }
 }
 
+#[inline]
+fn take<T>(lock: &TicketMutex<T>, preempted: bool) -> TicketMutexGuard<'_, T> {
+    if !preempted {
+        return lock.lock();
+    }
+    loop {
+        // Whoever only tries draws no ticket.
+        if let Some(guard) = lock.try_lock() {
+            return guard;
+        }
+        core::hint::spin_loop();
+    }
+}
+
 /// Takes two locks of one rank, for what concerns two domains at once: always the one at the lower address first. Where
 /// both are the same lock, the second guard is `None`.
 #[cfg_attr(debug_assertions, track_caller)]
@@ -89,7 +117,7 @@ pub fn lock_pair<'a, T>(first: &'a Lock<T>, second: &'a Lock<T>) -> (Guard<'a, T
     let after = |lock: &'a Lock<T>| Guard {
         #[cfg(debug_assertions)]
         held: held::Held::take(lock.rank, false),
-        inner: lock.inner.lock(),
+        inner: take(&lock.inner, PREEMPTED.load(Ordering::Relaxed)),
     };
     if ptr::from_ref(first) < ptr::from_ref(second) {
         let guard = first.lock();
@@ -227,6 +255,26 @@ mod tests {
         let (first, second) = lock_pair(&a, &a);
         assert_eq!(*first, 1);
         assert!(second.is_none());
+    }
+
+    #[test]
+    fn one_at_a_time_has_the_lock_in_turn_or_not() {
+        for preempted in [false, true] {
+            let lock = TicketMutex::new(0);
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        for _ in 0..100 {
+                            let mut guard = take(&lock, preempted);
+                            let before = *guard;
+                            std::thread::yield_now();
+                            *guard = before + 1;
+                        }
+                    });
+                }
+            });
+            assert_eq!(*lock.lock(), 400, "preempted: {preempted}");
+        }
     }
 
     #[test]
