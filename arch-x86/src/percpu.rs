@@ -41,6 +41,8 @@ pub struct PerCpu {
     rearm: AtomicBool,
     /// The running vCPU is to give way.
     reschedule: AtomicBool,
+    /// Whoever runs here lets others go first.
+    yields: AtomicBool,
     /// How often it has decided who runs.
     decisions: AtomicU64,
     /// Nanoseconds that it had nothing to do before `idle_since`, which is `u64::MAX` while it has.
@@ -86,6 +88,7 @@ impl PerCpu {
             armed: AtomicU64::new(u64::MAX),
             rearm: AtomicBool::new(false),
             reschedule: AtomicBool::new(false),
+            yields: AtomicBool::new(false),
             decisions: AtomicU64::new(0),
             idle: AtomicU64::new(0),
             idle_since: AtomicU64::new(u64::MAX),

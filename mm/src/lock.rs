@@ -95,11 +95,14 @@ impl<T> Lock<T> {
 
 #[inline]
 fn take<T>(lock: &TicketMutex<T>, preempted: bool) -> TicketMutexGuard<'_, T> {
-    if !preempted {
-        return lock.lock();
-    }
+    if preempted { take_when_free(lock) } else { lock.lock() }
+}
+
+/// Whoever only tries draws no ticket.
+#[cold]
+#[inline(never)]
+fn take_when_free<T>(lock: &TicketMutex<T>) -> TicketMutexGuard<'_, T> {
     loop {
-        // Whoever only tries draws no ticket.
         if let Some(guard) = lock.try_lock() {
             return guard;
         }

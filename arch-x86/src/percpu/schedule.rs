@@ -321,7 +321,13 @@ impl PerCpu {
         self.reschedule.store(false, Ordering::SeqCst);
         // After the last use of what was decided before, and before the lock: see `retire`.
         self.decisions.fetch_add(1, Ordering::SeqCst);
-        let decision = scheduler()?.decide(self.id, now);
+        let mut scheduler = scheduler()?;
+        if self.yields.load(Ordering::Relaxed) {
+            self.yields.store(false, Ordering::Relaxed);
+            scheduler.yield_now(self.id);
+        }
+        let decision = scheduler.decide(self.id, now);
+        drop(scheduler);
         self.set_slice(decision.until, decision.replenish);
         tell(decision.tickle);
         decision.next
@@ -335,11 +341,9 @@ impl PerCpu {
         tell(others);
     }
 
-    /// The running vCPU lets others go first.
+    /// The running vCPU lets others go first, at the decision that follows.
     pub fn yield_now(&self) {
-        if let Some(mut scheduler) = scheduler() {
-            scheduler.yield_now(self.id);
-        }
+        self.yields.store(true, Ordering::Relaxed);
         self.reschedule.store(true, Ordering::Relaxed);
     }
 
