@@ -22,6 +22,7 @@ pub fn machine(args: &MachineArgs, hypervisor: &str, iso: &Path, logs: PathBuf) 
         firmware: args.firmware,
         debug: args.debug,
         iommu: hypervisor == "xen",
+        waits_in_turn: hypervisor == "xen",
         ..Machine::plain(iso, args.memory.unwrap_or(MEMORY_MIB), &logs)
     })
 }

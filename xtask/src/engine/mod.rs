@@ -62,6 +62,8 @@ pub struct Machine {
     pub reboots: bool,
     /// An IOMMU where the engine has one: Xen's PVH Dom0 needs it to see reserved memory.
     pub iommu: bool,
+    /// What it boots serves CPUs that wait in the order in which they came, as Xen does: many of them on one core get nowhere.
+    pub waits_in_turn: bool,
     /// Where the engine's own log and the console's go.
     pub logs: PathBuf,
 }
@@ -86,6 +88,7 @@ impl Machine {
             debug: false,
             reboots: false,
             iommu: false,
+            waits_in_turn: false,
             logs: logs.to_path_buf(),
         }
     }

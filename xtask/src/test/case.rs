@@ -100,6 +100,7 @@ impl Context<'_> {
             board: boot.board,
             reboots: boot.reboots,
             iommu: self.on_xen() && !boot.devices.iter().any(|device| device.contains("iommu")),
+            waits_in_turn: self.on_xen(),
             devices: boot.devices,
             ..Machine::plain(&iso, boot.memory_mib, &logs)
         };
