@@ -152,7 +152,7 @@ pub struct BenchArgs {
 pub struct TestArgs {
     /// host, bochs, qemu, kvm, or names of tests; default: the host tests, then Bochs and QEMU
     pub what: Vec<String>,
-    /// Everything, not only the quick set; in both versions of Bochs and in QEMU
+    /// Everything, not only the quick set; in both versions of Bochs (but for what takes long) and in QEMU
     #[arg(long)]
     pub full: bool,
     /// List the tests

@@ -10,6 +10,7 @@ pub fn case() -> Case {
         about: "no path costs more than in Xen (`cargo xtask bench paths` shows them)",
         quick: true,
         on_xen: false,
+        in_one_version: false,
         // Bochs counts instructions; elsewhere the TSC is time.
         engines: |engine| matches!(engine, Engine::Bochs(_)),
         prepare: nothing_to_prepare(),

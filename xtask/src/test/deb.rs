@@ -19,6 +19,7 @@ pub fn case() -> Case {
         about: "the package on an installed Debian: apt, GRUB's menu, xl, and removal",
         quick: false,
         on_xen: false,
+        in_one_version: false,
         engines: |engine| matches!(engine, Engine::Qemu(_)),
         prepare: Box::new(|| {
             deb::build()?;

@@ -69,6 +69,7 @@ pub fn case(name: &str, about: &'static str, suite: &'static str, quick: bool) -
         about,
         quick,
         on_xen: true,
+        in_one_version: false,
         engines: |_| true,
         prepare: Box::new(move || prepare(suite, Firmware::Bios)),
         run: Box::new(|_| Ok(())),

@@ -160,6 +160,7 @@ fn case(guest: Guest) -> Case {
         about: guest.about,
         quick: true,
         on_xen: true,
+        in_one_version: false,
         engines: guest.engines,
         prepare: nothing_to_prepare(),
         run: Box::new(move |context| {

@@ -111,6 +111,7 @@ pub fn cases() -> Vec<Case> {
             about: refusal.about,
             quick: true,
             on_xen: false,
+            in_one_version: false,
             engines: refusal.engines,
             prepare: Box::new(|| input(refusal.kernel).map(drop)),
             run: Box::new(|context| run(refusal, context)),

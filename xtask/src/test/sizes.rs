@@ -16,6 +16,7 @@ pub fn case() -> Case {
         about: "Corten's image, and its own memory on a machine of 2 GiB",
         quick: true,
         on_xen: false,
+        in_one_version: false,
         engines: |_| true,
         prepare: nothing_to_prepare(),
         run: Box::new(run),

@@ -16,6 +16,7 @@ pub fn case() -> Case {
         about: "a CPU that does not start is reported and left out",
         quick: true,
         on_xen: false,
+        in_one_version: false,
         engines: |_| true,
         prepare: nothing_to_prepare(),
         run: Box::new(run),

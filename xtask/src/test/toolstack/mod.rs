@@ -86,6 +86,7 @@ pub fn cases() -> Vec<Case> {
         about,
         quick,
         on_xen: true,
+        in_one_version: true,
         engines: |engine| matches!(engine, Engine::Qemu(_)),
         prepare: Box::new(move || prepare(setup.disk)),
         run: Box::new(move |context| checks(context, setup)),
@@ -98,12 +99,15 @@ pub fn cases() -> Vec<Case> {
     };
     let cases = || {
         vec![
-            case(
-                "toolstack_create",
-                CREATE,
-                "xl makes a Debian domain with disks and a network, and ends it without a trace",
-                true,
-            ),
+            Case {
+                in_one_version: false,
+                ..case(
+                    "toolstack_create",
+                    CREATE,
+                    "xl makes a Debian domain with disks and a network, and ends it without a trace",
+                    true,
+                )
+            },
             case("toolstack_create_12", CREATE_DEBIAN12, "the same with the kernel of Debian 12", false),
             case(
                 "toolstack_grub_pvh",
