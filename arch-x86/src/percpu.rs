@@ -41,7 +41,7 @@ pub struct PerCpu {
     rearm: AtomicBool,
     /// The running vCPU is to give way.
     reschedule: AtomicBool,
-    /// Whoever runs here lets others go first.
+    /// What runs here has yielded; the next decision is told.
     yields: AtomicBool,
     /// How often it has decided who runs.
     decisions: AtomicU64,

@@ -1,8 +1,8 @@
-//! A ticket lock with a rank. Debug builds check that ranks are taken in ascending order, so that a cycle shows at its
+//! A lock with a rank. Debug builds check that ranks are taken in ascending order, so that a cycle shows at its
 //! first half and not at the deadlock.
 //!
 //! On a bare machine waiters are served in the order in which they came, so that none of many CPUs waits forever. Below another hypervisor that
-//! order does harm: the lock may be the turn of a CPU that is not there, because the host runs something else on its core. Two CPUs on one
+//! order does harm: it may be the turn of a CPU that is not there, because the host runs something else on its core. Two CPUs on one
 //! core then hand a lock that both want often to and fro, once in a time slice of the host's, and their guests get next to nothing. There a
 //! free lock goes to whoever is there to take it.
 //!
@@ -98,7 +98,7 @@ fn take<T>(lock: &TicketMutex<T>, preempted: bool) -> TicketMutexGuard<'_, T> {
     if preempted { take_when_free(lock) } else { lock.lock() }
 }
 
-/// Whoever only tries draws no ticket.
+/// Whoever tries in vain has drawn no ticket.
 #[cold]
 #[inline(never)]
 fn take_when_free<T>(lock: &TicketMutex<T>) -> TicketMutexGuard<'_, T> {

@@ -341,7 +341,7 @@ impl PerCpu {
         tell(others);
     }
 
-    /// The running vCPU lets others go first, at the decision that follows.
+    /// The running vCPU lets others go first. The scheduler hears of it at the decision that follows, under one lock with it.
     pub fn yield_now(&self) {
         self.yields.store(true, Ordering::Relaxed);
         self.reschedule.store(true, Ordering::Relaxed);

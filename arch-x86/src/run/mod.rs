@@ -196,9 +196,13 @@ impl Loaded {
 /// more, and is not kept from answering by anything that this CPU has. It is asked again, as another may have taken them over meanwhile.
 pub(crate) fn registers(vcpu: &Vcpu<X86>) -> Box<Context> {
     const PATIENCE: u32 = 1 << 10;
+    // Whoever gives them up needs the lock.
+    const PAUSE: u32 = 1 << 5;
     let mut turn = 0u32;
     loop {
-        if let Some(context) = vcpu.machine.context.lock().take() {
+        if turn.is_multiple_of(PAUSE)
+            && let Some(context) = vcpu.machine.context.lock().take()
+        {
             return context;
         }
         if turn.is_multiple_of(PATIENCE)

@@ -62,7 +62,7 @@ pub struct Machine {
     pub reboots: bool,
     /// An IOMMU where the engine has one: Xen's PVH Dom0 needs it to see reserved memory.
     pub iommu: bool,
-    /// What it boots serves CPUs that wait in the order in which they came, as Xen does: many of them on one core get nowhere.
+    /// What it boots hands its locks on in the order of those who wait, as Xen does.
     pub waits_in_turn: bool,
     /// Where the engine's own log and the console's go.
     pub logs: PathBuf,

@@ -27,7 +27,8 @@ const OVMF_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 /// interrupts: what it sets or clears there meanwhile is lost, and a guest runs without its nested tables, or the host with them. Threads that
 /// share a core do not come into each other's instructions. Seen in 7.2; sources of later versions read the same.
 ///
-/// Four CPUs and more of what waits in turn do not get anywhere on one core: they keep all cores, and the risk.
+/// Xen's locks are had in the order of those who wait (tickets), and four CPUs and more do not get anywhere on one core with that: they keep all
+/// cores, and the risk.
 pub fn needs_one_core(accelerator: Accelerator, machine: &Machine) -> bool {
     let most = if machine.waits_in_turn { 3 } else { u32::MAX };
     accelerator == Accelerator::Tcg && (2..=most).contains(&machine.cpus)

@@ -18,7 +18,7 @@ pub struct Case {
     pub quick: bool,
     /// Makes sense with Xen in Corten's place, and passes there.
     pub on_xen: bool,
-    /// Takes so long that of several versions of an engine one will do.
+    /// Takes so long that of several versions of Bochs one will do.
     pub in_one_version: bool,
     /// Which kinds of engine it is for.
     pub engines: fn(&Engine) -> bool,
