@@ -61,7 +61,7 @@ pub struct Boot {
     /// the first words say what it runs; without them it is Debian's kernel with busybox
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     pub domain: Vec<String>,
-    /// Debian release that Dom0's kernel and modules come from
+    /// Debian suite that Dom0's kernel and modules come from, and those of domains that bring none
     #[arg(long, value_name = "SUITE", default_value = "trixie")]
     pub suite: String,
     /// Boot Debian's Xen 4.20 in Corten's place, or a hypervisor image of your own

@@ -82,17 +82,24 @@ impl Dom0 {
         for top in ["./lib/modules/*", "./usr/lib/modules/*"] {
             patterns.extend(MODULE_FOLDERS.iter().map(|folder| format!("{top}/kernel/{folder}")));
             patterns.push(format!("{top}/modules.builtin"));
+            // Where kernels from 7 on are.
+            patterns.push(format!("{top}/vmlinuz"));
         }
         let patterns: Vec<&str> = patterns.iter().map(String::as_str).collect();
         let tree = packages::cached(&format!("linux-{suite}-{:08x}", packages::digest(&patterns)), |dir| {
             let from = Suite::new(suite)?;
-            let package = from.stands_for("linux-image-amd64")?;
-            from.unpack(&package, &patterns, dir)
+            let packages =
+                from.stands_for("linux-image-amd64", &["linux-image-", "linux-binary-", "linux-modules-"])?;
+            packages.iter().try_for_each(|package| from.unpack(package, &patterns, dir))
         })?;
-        let kernel = std::fs::read_dir(tree.join("boot"))?
-            .flatten()
-            .map(|entry| entry.path())
-            .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))
+        let mut folders = vec![tree.join("boot"), tree.join("lib/modules"), tree.join("usr/lib/modules")];
+        let inside =
+            |folder: &PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        folders.extend(folders.clone().iter().flat_map(inside).filter(|path| path.is_dir()).collect::<Vec<_>>());
+        let kernel = folders
+            .iter()
+            .flat_map(inside)
+            .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz")))
             .with_context(|| format!("no kernel in {}; remove it to fetch it again", tree.display()))?;
         Ok(Dom0 { kernel, tree, suite: suite.to_string() })
     }

@@ -4,7 +4,7 @@
 //! sources stay as they are. apt chooses the version and checks the signatures.
 
 use crate::{paths, progress};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use xshell::{Shell, cmd};
@@ -144,14 +144,28 @@ impl Suite {
         Ok(std::fs::read_to_string(self.dir.join("sources.list"))?.trim_end().to_string())
     }
 
-    /// The name of the package that an empty one such as `linux-image-amd64` stands for.
-    pub fn stands_for(&self, package: &str) -> Result<String> {
+    /// The packages that an empty one such as `linux-image-amd64` stands for: those whose names begin in one of these ways, on which it depends
+    /// by whatever way.
+    pub fn stands_for(&self, package: &str, beginnings: &[&str]) -> Result<Vec<String>> {
         self.update()?;
-        let (sh, options) = (Shell::new()?, self.options());
-        let text = cmd!(sh, "apt-cache {options...} show {package}").quiet().read()?;
-        let depends = text.lines().find_map(|line| line.strip_prefix("Depends: "));
-        let name = depends.and_then(|d| d.split([' ', ',']).next());
-        name.map(str::to_string).with_context(|| format!("Debian {} has no {package}", self.name))
+        let sh = Shell::new()?;
+        let mut found: Vec<String> = Vec::new();
+        let mut waiting = vec![package.to_string()];
+        while let Some(next) = waiting.pop() {
+            let options = self.options();
+            let text =
+                cmd!(sh, "apt-cache {options...} show {next}").quiet().ignore_stderr().read().unwrap_or_default();
+            let depends = text.lines().find_map(|line| line.strip_prefix("Depends: ")).unwrap_or_default();
+            let names = depends.split(", ").filter_map(|name| name.split(' ').next());
+            for name in names.filter(|name| beginnings.iter().any(|beginning| name.starts_with(beginning))) {
+                if !found.iter().any(|known| known == name) {
+                    found.push(name.to_string());
+                    waiting.push(name.to_string());
+                }
+            }
+        }
+        ensure!(!found.is_empty(), "Debian {} has no {package}; name another suite", self.name);
+        Ok(found)
     }
 
     /// Unpacks the files of `package` that match `patterns` (all, if there are none) into `to`.

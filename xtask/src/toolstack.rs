@@ -83,10 +83,15 @@ pub fn dom0() -> Result<Dom0> {
 
 /// Dom0's initramfs with the toolstack in it.
 pub fn initramfs() -> Result<PathBuf> {
+    initramfs_for(&dom0()?)
+}
+
+/// That, with the modules of this kernel.
+fn initramfs_for(dom0: &Dom0) -> Result<PathBuf> {
     let tree = packages::cached(&format!("toolstack-{SUITE}-{:08x}", packages::digest(PACKAGES)), |dir| {
         Suite::new(SUITE)?.unpack_closure(PACKAGES, dir)
     })?;
-    dom0()?.initramfs_with("toolstack", MODULES, |archive| {
+    dom0.initramfs_with("toolstack", MODULES, |archive| {
         for folder in FOLDERS {
             archive.directory(folder);
         }
@@ -296,14 +301,14 @@ pub fn add(boot: &mut Boot, machine: &mut MachineArgs, logs: &Path) -> Result<()
     if boot.kernel.is_some() || boot.initrd.is_some() || machine.disk.is_some() {
         bail!("--toolstack brings its own kernel, initramfs and disk; leave out --kernel, --initrd and --disk");
     }
-    boot.initrd = Some(initramfs()?);
+    boot.initrd = Some(initramfs_for(&Dom0::fetch(&boot.suite)?)?);
     boot.dom0_args = format!("{KERNEL_ARGS} {}", boot.dom0_args);
     if !boot.corten_args.contains("dom0_mem=") {
         boot.corten_args = format!("{DOM0_MEMORY} {}", boot.corten_args);
     }
     machine.memory.get_or_insert(MEMORY_MIB);
     let disk = logs.join("disk.img");
-    EXAMPLE_DISK.write(&disk)?;
+    Disk { suite: &boot.suite, ..EXAMPLE_DISK }.write(&disk)?;
     machine.disk = Some(disk);
     Ok(())
 }
