@@ -176,6 +176,9 @@ impl fmt::Display for Failure {
     }
 }
 
+/// Chunks for Dom0's mappings of grants, 256 in each: a domain with two disks and a network has more than 512 of its grants mapped by Linux 7.3.
+const DOM0_CHUNKS: usize = 8;
+
 /// Makes the domain around an address space whose root is `root`; `p2m` gives it away once nothing can fail any more but that.
 pub fn assemble(
     memory: &'static Memory,
@@ -201,6 +204,9 @@ pub fn assemble(
 
     let events = EventChannels::new(id, count, plan.most_ports).map_err(Failure::of("its event channels"))?;
     let grants = GrantTable::new(id, plan.grants, count as usize).map_err(Failure::of("its grant table"))?;
+    if is_control {
+        grants.maptrack().make_first_chunks(DOM0_CHUNKS).map_err(Failure::of("its mappings of grants"))?;
+    }
     let shared_info = SharedPage::allocate(memory, id).map_err(Failure::of("its shared_info"))?;
     Ok(Domain::new(Parts {
         id,

@@ -96,6 +96,16 @@ impl Maptrack {
         self.grow(vcpu).or_else(|| self.free.iter().find_map(|list| list.lock().handles.pop()))
     }
 
+    /// Makes so many chunks now, and one for each vCPU at least: those that a domain which stays gets while others come and go would be left in
+    /// the middle of their memory when they are gone, and keep it from being given back. ENOMEM; what the limit forbids is left out.
+    pub fn make_first_chunks(&self, least: usize) -> Result<(), Errno> {
+        let vcpus = self.free.len();
+        for vcpu in (0..vcpus).cycle().take(least.max(vcpus).min(self.limit as usize)) {
+            self.give_back(self.grow(vcpu).ok_or(Errno::ENOMEM)?);
+        }
+        Ok(())
+    }
+
     /// A chunk more for this vCPU, and the first of its handles.
     #[cold]
     fn grow(&self, vcpu: usize) -> Option<u32> {
@@ -180,6 +190,17 @@ mod tests {
         let mut again: Vec<u32> = (0..count).map(|_| all.allocate(0).unwrap()).collect();
         again.sort_unstable();
         assert_eq!(again, handles);
+    }
+
+    #[test]
+    fn first_chunks_are_not_made_later() {
+        let all = Maptrack::new(4, 2).unwrap();
+        all.make_first_chunks(3).unwrap();
+        mm::fake::with_heap_of(0, || {
+            let of_first = (0..2 * Maptrack::CHUNK).filter_map(|_| all.allocate(0)).max();
+            assert_eq!((of_first, all.allocate(1)), (Some(3 * Maptrack::CHUNK - 1), Some(Maptrack::CHUNK)));
+        });
+        assert!(Maptrack::new(1, 2).unwrap().make_first_chunks(3).is_ok());
     }
 
     #[test]
