@@ -50,6 +50,7 @@ const CREATE: Setup = Setup {
 };
 
 const CREATE_DEBIAN12: Setup = Setup { disk: Disk { suite: "bookworm", ..toolstack::EXAMPLE_DISK }, ..CREATE };
+const CREATE_BACKPORTS: Setup = Setup { disk: Disk { suite: "trixie-backports", ..toolstack::EXAMPLE_DISK }, ..CREATE };
 
 const ON_NVME: Setup = Setup { on_nvme: true, ..CREATE };
 
@@ -140,6 +141,7 @@ pub fn cases() -> Vec<Case> {
         ]
     };
     let long = vec![
+        case("toolstack_create_backports", CREATE_BACKPORTS, "the same with the newest kernel for Debian 13", false),
         case("toolstack_nvme", ON_NVME, "a domain whose disk is a partition of an NVMe disk", false),
         case(
             "toolstack_four_guests",
