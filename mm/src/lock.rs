@@ -72,7 +72,7 @@ impl<T> Lock<T> {
         Guard {
             #[cfg(debug_assertions)]
             held: held::Held::take(self.rank, true),
-            inner: take(&self.inner, PREEMPTED.load(Ordering::Relaxed)),
+            inner: self.take(),
         }
     }
 
@@ -85,6 +85,12 @@ impl<T> Lock<T> {
             held: held::Held::take(self.rank, false),
             inner,
         })
+    }
+
+    /// Waits, whatever ranks are held.
+    #[inline]
+    fn take(&self) -> TicketMutexGuard<'_, T> {
+        take(&self.inner, PREEMPTED.load(Ordering::Relaxed))
     }
 
     /// The value, which a unique reference needs no lock for.
@@ -120,7 +126,7 @@ pub fn lock_pair<'a, T>(first: &'a Lock<T>, second: &'a Lock<T>) -> (Guard<'a, T
     let after = |lock: &'a Lock<T>| Guard {
         #[cfg(debug_assertions)]
         held: held::Held::take(lock.rank, false),
-        inner: take(&lock.inner, PREEMPTED.load(Ordering::Relaxed)),
+        inner: lock.take(),
     };
     if ptr::from_ref(first) < ptr::from_ref(second) {
         let guard = first.lock();

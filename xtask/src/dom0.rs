@@ -92,13 +92,8 @@ impl Dom0 {
                 from.stands_for("linux-image-amd64", &["linux-image-", "linux-binary-", "linux-modules-"])?;
             packages.iter().try_for_each(|package| from.unpack(package, &patterns, dir))
         })?;
-        let mut folders = vec![tree.join("boot"), tree.join("lib/modules"), tree.join("usr/lib/modules")];
-        let inside =
-            |folder: &PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-        folders.extend(folders.clone().iter().flat_map(inside).filter(|path| path.is_dir()).collect::<Vec<_>>());
-        let kernel = folders
-            .iter()
-            .flat_map(inside)
+        let kernel = files(&tree, &["boot", "lib/modules", "usr/lib/modules"])
+            .into_iter()
             .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz")))
             .with_context(|| format!("no kernel in {}; remove it to fetch it again", tree.display()))?;
         Ok(Dom0 { kernel, tree, suite: suite.to_string() })
@@ -185,7 +180,7 @@ impl Dom0 {
                     archive.file(&format!("bin/{helper}"), 0o755, &image);
                 }
             }
-            let index = Modules::index(&self.tree)?;
+            let index = Modules::index(&self.tree);
             let mut packed: Vec<String> = Vec::new();
             for name in modules {
                 let needed = index.with_dependencies(&[name])?;
@@ -223,6 +218,19 @@ fn applets(busybox: &Path) -> Result<Vec<String>> {
     Ok(cmd!(sh, "{busybox} --list").quiet().read()?.lines().map(str::to_string).collect())
 }
 
+/// The files in these folders of an unpacked package, however deep.
+fn files(tree: &Path, folders: &[&str]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders: Vec<PathBuf> = folders.iter().map(|folder| tree.join(folder)).collect();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() { folders.push(path) } else { found.push(path) }
+        }
+    }
+    found
+}
+
 /// A module ready for insmod: decompressed.
 struct Module {
     name: String,
@@ -235,20 +243,12 @@ struct Modules {
 }
 
 impl Modules {
-    fn index(tree: &Path) -> Result<Modules> {
-        let mut files = BTreeMap::new();
-        let mut folders = vec![tree.join("lib/modules"), tree.join("usr/lib/modules")];
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-                let path = entry.path();
-                if path.is_dir() {
-                    folders.push(path);
-                } else if let Some((name, _)) = entry.file_name().to_string_lossy().split_once(".ko") {
-                    files.insert(name.replace('-', "_"), path);
-                }
-            }
-        }
-        Ok(Modules { files })
+    fn index(tree: &Path) -> Modules {
+        let module = |path: PathBuf| {
+            let name = path.file_name()?.to_string_lossy().split_once(".ko")?.0.replace('-', "_");
+            Some((name, path))
+        };
+        Modules { files: files(tree, &["lib/modules", "usr/lib/modules"]).into_iter().filter_map(module).collect() }
     }
 
     /// The modules named and all that they need, each after what it needs. A name that is not there is built in.

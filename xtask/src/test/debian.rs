@@ -12,7 +12,7 @@ use xshell::{Shell, cmd};
 /// The releases, by the names of their tests.
 const RELEASES: [(&str, &str); 3] = [("13", "trixie"), ("12", "bookworm"), ("13_backports", BACKPORTS)];
 /// The newest kernel for Debian 13, whichever that is.
-const BACKPORTS: &str = "trixie-backports";
+pub const BACKPORTS: &str = "trixie-backports";
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();

@@ -3,6 +3,7 @@
 mod recording;
 
 use super::case::{Boot, Case, Context, host_is_well, last_lines, module};
+use super::debian::BACKPORTS;
 use crate::console::Run;
 use crate::dom0;
 use crate::engine::Engine;
@@ -50,7 +51,7 @@ const CREATE: Setup = Setup {
 };
 
 const CREATE_DEBIAN12: Setup = Setup { disk: Disk { suite: "bookworm", ..toolstack::EXAMPLE_DISK }, ..CREATE };
-const CREATE_BACKPORTS: Setup = Setup { disk: Disk { suite: "trixie-backports", ..toolstack::EXAMPLE_DISK }, ..CREATE };
+const CREATE_BACKPORTS: Setup = Setup { disk: Disk { suite: BACKPORTS, ..toolstack::EXAMPLE_DISK }, ..CREATE };
 
 const ON_NVME: Setup = Setup { on_nvme: true, ..CREATE };
 
