@@ -31,7 +31,7 @@ impl Default for Changes {
     }
 }
 
-/// How often closing tries again when the other end is closed, or connected, between the look at the port and the taking of both locks.
+/// How often closing looks at a port that other vCPUs of the same domain close and open again between the look and the taking of locks.
 const ATTEMPTS: u32 = 16;
 
 impl EventChannels {
@@ -175,32 +175,40 @@ pub fn set_priority(guest: &impl Guest, port: Port, priority: u32) -> Result<(),
 }
 
 /// EVTCHNOP_close: a remote end waits for a new connection again. `find` gives the events of another domain. EINVAL for a port
-/// that is closed or not this party's.
+/// that is closed or not this party's, ERESTART if others of this domain keep at it. The domain at the other end cannot hinder it.
 pub fn close<P>(guest: &impl Guest, port: Port, by: Party, find: impl Fn(DomainId) -> Option<P>) -> Result<(), Errno>
 where
     P: Deref<Target = EventChannels>,
 {
     let events = guest.events();
     let slot = events.slot(port)?;
-    for _ in 0..ATTEMPTS {
-        let seen = slot.state().binding();
-        let far = match seen {
-            Binding::Interdomain { remote, .. } if remote != events.domain => find(remote),
+    for attempt in 0..ATTEMPTS {
+        // The other end may come and go before the locks are there; the domain that it is in stays the same. A port that seemed unconnected and
+        // was not needs that domain's lock, too.
+        let partner = match slot.state().binding() {
+            Binding::Interdomain { remote, .. } => Some(remote),
+            Binding::Unbound { remote } if attempt > 0 => Some(remote),
             _ => None,
         };
+        let partner = partner.filter(|&remote| remote != events.domain);
+        let far = partner.and_then(&find);
         let far = far.as_deref();
         let (mut changes, _far_changes) = match far {
             Some(far) => lock_pair(&events.changes, &far.changes),
             None => (events.changes.lock(), None),
         };
         let state = slot.state();
-        if state.binding() != seen {
+        let binding = state.binding();
+        if let Binding::Interdomain { remote, .. } = binding
+            && remote != events.domain
+            && partner != Some(remote)
+        {
             continue;
         }
         if state.is_hypervisors() != (by == Party::Hypervisor) {
             return Err(Errno::EINVAL);
         }
-        match seen {
+        match binding {
             Binding::Free | Binding::Reserved => return Err(Errno::EINVAL),
             Binding::Interdomain { remote, port: far_port } => {
                 let far = if remote == events.domain { Some(events) } else { far };
@@ -229,7 +237,7 @@ where
         changes.lowest_free = changes.lowest_free.min(port.0);
         return Ok(());
     }
-    Err(Errno::EAGAIN)
+    Err(Errno::ERESTART)
 }
 
 /// Closes ports until all are closed, or `budget` of them have been looked at; true when done. Then the domain is back at the
@@ -245,8 +253,11 @@ where
     for (port, slot) in events.ports.iter_from(first).take_while(|(port, _)| port.0 < end) {
         let party = if slot.state().is_hypervisors() { Party::Hypervisor } else { Party::Guest };
         if party == Party::Guest || by == Party::Hypervisor {
-            // Closed already, or closed by another vCPU at this moment: both are what is wanted.
-            let _ = close(guest, port, party, &find);
+            // Otherwise it is closed already, or closed by another vCPU at this moment: both are what is wanted.
+            if close(guest, port, party, &find) == Err(Errno::ERESTART) {
+                events.changes.lock().reset_at = port.0;
+                return false;
+            }
         }
     }
     let mut changes = events.changes.lock();

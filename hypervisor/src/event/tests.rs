@@ -1,5 +1,6 @@
 //! Events seen from both sides: domains that are a few pages, and consumers written as a guest's would be.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 
@@ -191,6 +192,34 @@ fn closing_one_end_unbinds_the_other() {
 
     let again = bind_interdomain(&back, &front, front_port).unwrap();
     assert_eq!(again, back_port);
+}
+
+#[test]
+fn the_other_domain_cannot_hinder_a_close() {
+    // Whenever the closer looks for it, that is: after the closer's look at the port, and before the locks.
+    for is_connected in [true, false] {
+        let (front, back) = (Fake::new(5), Fake::new(0));
+        let port = alloc_unbound(&back, front.id()).unwrap();
+        let connection = Cell::new(is_connected.then(|| bind_interdomain(&front, &back, port).unwrap()));
+        let turns = Cell::new(0);
+        let flip = || {
+            turns.set(turns.get() + 1);
+            connection.set(match connection.take() {
+                Some(far) => {
+                    bind::close(&front, far, Party::Guest, |_| Some(&back.events)).unwrap();
+                    None
+                }
+                None => Some(bind_interdomain(&front, &back, port).unwrap()),
+            });
+        };
+        let find = |_| {
+            flip();
+            Some(&front.events)
+        };
+        assert_eq!(bind::close(&back, port, Party::Guest, find), Ok(()));
+        assert_eq!((back.binding(port), turns.get()), (Binding::Free, u32::from(is_connected)));
+        assert!(connection.take().is_none_or(|far| front.binding(far) == Binding::Unbound { remote: back.id() }));
+    }
 }
 
 #[test]
