@@ -1,6 +1,7 @@
 //! The way from the entry code to [`crate::start::start`], each step on what the one before has put in place.
 
 use core::arch::{asm, global_asm};
+use core::sync::atomic::AtomicU32;
 
 use alloc::vec::Vec;
 use arch_x86::cpu::control::Protections;
@@ -264,19 +265,25 @@ fn start_memory(info: &BootInfo) -> &'static Memory {
     let mut free = FREE.lock();
     let free = free.as_mut().unwrap_or_else(|| unreachable!("set before the page tables"));
     let slots = free.ranges().last().map_or(0, |range| range.end.0);
-    let bytes = slots * size_of::<FrameSlot>() as u64;
-    let frames = bytes.div_ceil(PAGE_SIZE as u64);
-    let table = free
-        .take(frames, 1)
+    let slots_frames = (slots * size_of::<FrameSlot>() as u64).div_ceil(PAGE_SIZE as u64);
+    let counters_frames = (Memory::DOMAINS * size_of::<AtomicU32>()).div_ceil(PAGE_SIZE) as u64;
+    let frames = slots_frames + counters_frames;
+    // The low addresses are for Dom0 and for devices.
+    let first = free
+        .take_highest(frames, 1)
         .filter(|&first| window.zero_frames(first, frames).is_ok())
-        .unwrap_or_else(|| panic!("there is no room for the frame table of {} MiB", bytes >> 20));
-    // SAFETY: zeroed, as slots may be; aligned, as frames are; taken for good and shown by the direct map for ever.
-    let table = unsafe {
-        let first = (paging::DIRECT_MAP + table.phys().0) as *const FrameSlot;
-        core::slice::from_raw_parts(first, slots as usize)
+        .unwrap_or_else(|| panic!("there is no room for the frame table of {} MiB", frames * PAGE_SIZE as u64 >> 20));
+    // SAFETY: zeroed, as slots and counters may be; aligned, as frames are; taken for good and shown by the direct map for ever; side by side.
+    let (table, counters) = unsafe {
+        let start = paging::DIRECT_MAP + first.phys().0;
+        let counters = start + slots_frames * PAGE_SIZE as u64;
+        (
+            core::slice::from_raw_parts(start as *const FrameSlot, slots as usize),
+            core::slice::from_raw_parts(counters as *const AtomicU32, Memory::DOMAINS),
+        )
     };
     let ram: ArrayVec<_, MAX_REGIONS> = free.ranges().collect();
-    let memory = MEMORY.call_once(|| Memory::new(window, table, &ram));
+    let memory = MEMORY.call_once(|| Memory::new(window, table, counters, &ram));
     memory.take_from_top(true);
     HEAP.attach(memory);
     memory

@@ -231,15 +231,21 @@ impl FreeMemory {
     /// Takes `frames` frames aligned to a power of two of them, as high below 4 GiB as they fit, else anywhere. They hold
     /// what they held: nothing is cleared.
     pub fn take(&mut self, frames: u64, align: u64) -> Option<Mfn> {
+        self.take_below(BELOW_4G, frames, align).or_else(|| self.take_highest(frames, align))
+    }
+
+    /// As [`take`](Self::take), as high as they fit, which is for what is used by the direct map alone.
+    pub fn take_highest(&mut self, frames: u64, align: u64) -> Option<Mfn> {
+        self.take_below(u64::MAX, frames, align)
+    }
+
+    fn take_below(&mut self, limit: u64, frames: u64, align: u64) -> Option<Mfn> {
         let bytes = frames.checked_mul(PAGE_SIZE as u64)?;
         let align = align.checked_mul(PAGE_SIZE as u64)?;
-        let place = |range: &Range<u64>, limit: u64| {
+        let at = self.ranges.iter().rev().find_map(|range| {
             let start = range.end.min(limit).checked_sub(bytes)? & !(align - 1);
             (start >= range.start).then_some(start)
-        };
-        let at = [BELOW_4G, u64::MAX]
-            .into_iter()
-            .find_map(|limit| self.ranges.iter().rev().find_map(|range| place(range, limit)))?;
+        })?;
         self.exclude(at..at + bytes);
         match self.taken.iter_mut().find(|t| t.start == at + bytes || t.end == at) {
             Some(neighbour) => {
@@ -444,8 +450,10 @@ mod tests {
         assert_eq!(free.take(0x1000, 1), Some(Mfn(0x7ee00)));
         assert_eq!(free.take(0x7_ffff, 1), Some(Mfn(0x100001)), "too large for what is below");
         assert_eq!(free.take(0x8_0000, 1), None);
+        assert_eq!(free.take_highest(1, 1), Some(Mfn(0x100000)));
+        assert_eq!(free.take_highest(1, 1), Some(Mfn(0x7fffe)), "nothing is left above");
         let free: Vec<_> = free.ranges().map(|r| r.start.0..r.end.0).collect();
-        assert_eq!(free, [0x100..0x2000, 0x3000..0x7ee00, 0x7ff52..0x7fffc, 0x7fffe..0x7ffff, 0x100000..0x100001]);
+        assert_eq!(free, [0x100..0x2000, 0x3000..0x7ee00, 0x7ff52..0x7fffc]);
     }
 
     #[test]

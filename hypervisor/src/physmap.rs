@@ -189,16 +189,19 @@ fn give_up<M: Machine>(system: &System<M>, domain: &Domain<M>, mfn: Mfn, size: P
         on_demand::trim(domain, frames);
         return;
     }
-    domain.pages.fetch_sub(frames, Ordering::Relaxed);
     let whole = !domain.one_to_one && size != PageSize::Size4K;
-    if whole && system.memory.free_owned(mfn, size.order(), domain.id).is_ok() {
-        return;
+    if !whole || system.memory.free_owned(mfn, size.order(), domain.id).is_err() {
+        for mfn in (0..frames).map_while(|index| mfn.checked_add(index)) {
+            let given = if domain.one_to_one {
+                system.memory.park(mfn, domain.id)
+            } else {
+                system.memory.abandon(mfn, domain.id)
+            };
+            debug_assert_eq!(given, Ok(()), "{mfn} was the domain's own");
+        }
     }
-    for mfn in (0..frames).map_while(|index| mfn.checked_add(index)) {
-        let given =
-            if domain.one_to_one { system.memory.park(mfn, domain.id) } else { system.memory.abandon(mfn, domain.id) };
-        debug_assert_eq!(given, Ok(()), "{mfn} was the domain's own");
-    }
+    // Those that linger are counted by now: at no time do others count for less than there are.
+    domain.pages.fetch_sub(frames, Ordering::Relaxed);
 }
 
 /// Gives the domain RAM at `gfn`, `2^order` frames, where nothing is mapped. EEXIST if something is; ENOMEM if there is no memory, if the
@@ -215,12 +218,15 @@ pub fn populate<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, or
     populated
 }
 
-/// Counts pages that a domain is about to get. ENOMEM if it would have more than it may, or is on its way out.
+/// Counts pages that a domain is about to get. ENOMEM if it would have more than it may, with those that it gave up but that are not free yet, or is on
+/// its way out.
 fn charge<M: Machine>(domain: &Domain<M>, frames: u64) -> Result<(), Errno> {
     if domain.control.is_dying() {
         return Err(Errno::ENOMEM);
     }
     let most = domain.max_pages.load(Ordering::Relaxed);
+    let lingering = domain.p2m.memory().lingering(domain.id);
+    let most = most.saturating_sub(lingering);
     let add = |held: u64| held.checked_add(frames).filter(|total| *total <= most);
     domain.pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).map(|_| ()).map_err(|_| Errno::ENOMEM)
 }

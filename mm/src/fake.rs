@@ -6,6 +6,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU32;
 
 use crate::addr::{Gfn, HostPhys, Mfn, PAGE_SIZE, PageSize};
 use crate::frame::FrameSlot;
@@ -17,7 +18,7 @@ use crate::window::Window;
 /// A machine with `frames` frames of RAM, all free but frame 0 and full of junk. Leaked.
 pub fn memory(frames: u64) -> &'static Memory {
     let (window, table) = parts(frames);
-    Box::leak(Box::new(Memory::new(window, table, &[Mfn(1)..Mfn(frames)])))
+    Box::leak(Box::new(Memory::new(window, table, counters(), &[Mfn(1)..Mfn(frames)])))
 }
 
 /// A window on `frames` frames of junk and a frame table for them, to make a [`Memory`] of.
@@ -32,6 +33,11 @@ pub fn parts(frames: u64) -> (Window, &'static [FrameSlot]) {
     // SAFETY: the allocation is never freed and nothing else refers to it.
     let window = unsafe { Window::new(base, HostPhys(bytes as u64)) };
     (window, Vec::leak((0..frames).map(|_| FrameSlot::new()).collect()))
+}
+
+/// Each domain's counter.
+pub fn counters() -> &'static [AtomicU32] {
+    Vec::leak((0..Memory::DOMAINS).map(|_| AtomicU32::new(0)).collect())
 }
 
 /// A page-table format of no hardware: bit 0 present, 1 leaf, 2–5 kind, 6–8 memory type, 12–51 frame, 63 always set.

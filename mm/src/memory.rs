@@ -2,7 +2,7 @@
 
 use core::fmt;
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use xen_abi::errno::Errno;
 use xen_abi::types::DomainId;
@@ -38,6 +38,8 @@ pub struct Memory {
     buddy: Lock<Buddy>,
     /// Frames in blocks of the host's.
     host: AtomicU64,
+    /// By domain: frames that it gave up, and that somebody still refers to.
+    lingering: &'static [AtomicU32],
 }
 
 impl fmt::Debug for Memory {
@@ -51,13 +53,22 @@ impl Memory {
     /// The largest block that can be had, as log2 of its frames: 1 GiB.
     pub const MAX_ORDER: u8 = crate::buddy::MAX_ORDER;
 
+    /// How many domains there can be, each of which has a counter.
+    pub const DOMAINS: usize = DomainId::FIRST_RESERVED.0 as usize;
+
     /// Takes charge of `ram`. `table` has a zeroed slot for each frame from zero up to the highest that shall be used; frames
-    /// beyond it or beyond the window are left alone.
-    pub fn new(window: Window, table: &'static [FrameSlot], ram: &[Range<Mfn>]) -> Self {
+    /// beyond it or beyond the window are left alone. `lingering` has a zero for each of [`DOMAINS`](Self::DOMAINS).
+    pub fn new(
+        window: Window,
+        table: &'static [FrameSlot],
+        lingering: &'static [AtomicU32],
+        ram: &[Range<Mfn>],
+    ) -> Self {
         // The lists in the frame table hold frame numbers of 32 bits, the last of which ends a list.
         let shown = window.limit().mfn().0.min(u64::from(u32::MAX));
         let table = FrameTable(table.get(..usize::try_from(shown).unwrap_or(usize::MAX)).unwrap_or(table));
-        let memory = Self { window, table, buddy: Lock::new(Rank::Frames, Buddy::new()), host: AtomicU64::new(0) };
+        let buddy = Lock::new(Rank::Frames, Buddy::new());
+        let memory = Self { window, table, buddy, host: AtomicU64::new(0), lingering };
         for (index, range) in ram.iter().enumerate() {
             let earlier = ram.get(..index).unwrap_or(&[]);
             if earlier.iter().any(|other| other.start < range.end && range.start < other.end) {
@@ -275,6 +286,7 @@ impl Memory {
         let before = slot.drop_reference();
         if before.kind() == FrameKind::Doomed && before.count() == 1 {
             self.free_one(mfn);
+            self.count_lingering(before.owner(), |count| count.fetch_sub(1, Ordering::Relaxed));
         }
     }
 
@@ -354,7 +366,21 @@ impl Memory {
         Ok(())
     }
 
-    /// Gives up one frame of `owner`'s memory: it is freed now, or when the last reference to it goes. For the end of a domain.
+    /// Frames that a domain gave up, but that are not free before others let go of them. They are still to be charged to it.
+    #[inline]
+    pub fn lingering(&self, owner: DomainId) -> u64 {
+        // One may have gone before it was counted.
+        let count = self.lingering.get(usize::from(owner.0)).map_or(0, |count| count.load(Ordering::Relaxed) as i32);
+        count.max(0) as u64
+    }
+
+    fn count_lingering(&self, owner: DomainId, change: impl FnOnce(&AtomicU32) -> u32) {
+        if let Some(count) = self.lingering.get(usize::from(owner.0)) {
+            change(count);
+        }
+    }
+
+    /// Gives up one frame of `owner`'s memory: it is freed now, or when the last reference to it goes, and [lingers](Self::lingering) until then.
     ///
     /// # Errors
     /// EINVAL or EPERM as for [`free_owned`](Self::free_owned).
@@ -372,6 +398,8 @@ impl Memory {
         })?;
         if before.count() == 0 {
             self.free_one(mfn);
+        } else {
+            self.count_lingering(owner, |count| count.fetch_add(1, Ordering::Relaxed));
         }
         Ok(())
     }
@@ -547,7 +575,8 @@ mod tests {
     #[test]
     fn ranges_that_boot_names_twice_are_free_once() {
         let (window, table) = fake::parts(64);
-        let memory = Memory::new(window, table, &[Mfn(4)..Mfn(40), Mfn(10)..Mfn(50), Mfn(60)..Mfn(1000)]);
+        let memory =
+            Memory::new(window, table, fake::counters(), &[Mfn(4)..Mfn(40), Mfn(10)..Mfn(50), Mfn(60)..Mfn(1000)]);
         assert_eq!(memory.free_frames(), 46 + 4);
         memory.add_ram(Mfn(0)..Mfn(64));
         assert_eq!(memory.free_frames(), 64);
@@ -617,9 +646,9 @@ mod tests {
         memory.abandon(mfn, OWNER).unwrap();
         assert_eq!(memory.reference(mfn, OWNER).unwrap_err(), Errno::EINVAL, "no new references to what is given up");
         drop(first);
-        assert_eq!(memory.free_frames(), free);
+        assert_eq!((memory.free_frames(), memory.lingering(OWNER), memory.lingering(OTHER)), (free, 1, 0));
         drop(second);
-        assert_eq!(memory.free_frames(), free + 1);
+        assert_eq!((memory.free_frames(), memory.lingering(OWNER)), (free + 1, 0));
     }
 
     #[test]

@@ -155,6 +155,26 @@ fn look(system: &'static System<fake::Fake>, domain: &Domain<fake::Fake>, gfn: G
     assert_eq!(begin_with(system, domain, 7), written, "nothing is lost");
 }
 
+#[test]
+fn what_others_still_use_of_a_domains_memory_is_charged_to_it() {
+    let system = fake::system(256);
+    let domain = fake::add(system, Wanted { pages: 4, max_pages: 6, ..Wanted::default() });
+    let mut held = Vec::new();
+    for turn in 0.. {
+        held.push(domain.p2m.reference(Gfn(RAM)).unwrap().0);
+        Changes::new(system, &domain).remove(Gfn(RAM)).unwrap();
+        if populate(system, &domain, Gfn(RAM), 0).is_err() {
+            assert_eq!(turn, 2, "it has three, and three that it gave up");
+            break;
+        }
+    }
+    assert_eq!((domain.pages.load(Ordering::Relaxed), system.memory.lingering(domain.id)), (3, 3));
+    held.pop();
+    assert_eq!(populate(system, &domain, Gfn(RAM), 0), Ok(()));
+    drop(held);
+    assert_eq!((domain.pages.load(Ordering::Relaxed), system.memory.lingering(domain.id)), (4, 0));
+}
+
 fn run(one_to_one: bool, steps: &[Step]) {
     let system = fake::system(1536);
     let untouched = system.memory.free_frames();
@@ -192,7 +212,7 @@ fn run(one_to_one: bool, steps: &[Step]) {
         }
         let pod = domain.p2m.pod();
         assert!(!is_built || pod.cache <= pod.entries, "{pod:?}");
-        assert!(domain.pages.load(Ordering::Relaxed) <= 1300);
+        assert!(domain.pages.load(Ordering::Relaxed) + system.memory.lingering(domain.id) <= 1300);
         assert!(system.claimed() <= system.memory.free_frames());
         assert_eq!(system.claimed(), domain.control.claim.load(Ordering::Relaxed));
         fake::check_address_space(system, &domain);
