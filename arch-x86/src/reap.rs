@@ -23,8 +23,8 @@ pub fn note() {
 
 /// Does a part of what there is to do. True if there is more, and this CPU may go on with it.
 pub fn some(system: &'static System<X86>) -> bool {
-    if system.has_graves() {
-        teardown::bury(system);
+    if system.has_graves() && teardown::bury(system) {
+        return true;
     }
     if !PENDING.load(Ordering::Acquire) || BUSY.swap(true, Ordering::Acquire) {
         return false;

@@ -44,7 +44,7 @@ impl From<&CreateDomain> for Made {
 pub struct Control {
     pub made: Made,
     handle: Lock<DomainHandle>,
-    pauses: AtomicU32,
+    pauses: Lock<u32>,
     dying: AtomicBool,
     /// It has run, or could have.
     finished: AtomicBool,
@@ -69,7 +69,7 @@ impl Control {
         Control {
             made,
             handle: Lock::new(Rank::DomainControl, handle),
-            pauses: AtomicU32::new(0),
+            pauses: Lock::new(Rank::DomainControl, 0),
             dying: AtomicBool::new(false),
             finished: AtomicBool::new(!made.by_toolstack),
             admitted: AtomicBool::new(false),
@@ -90,17 +90,27 @@ impl Control {
         *self.handle.lock() = handle;
     }
 
-    /// One pause more; true for the first. EUSERS if there are too many.
-    pub fn pause(&self) -> Result<bool, Errno> {
-        let add = |count: u32| (count < MOST_PAUSES).then(|| count.wrapping_add(1));
-        let before = self.pauses.fetch_update(Ordering::AcqRel, Ordering::Relaxed, add);
-        before.map(|count| count == 0).map_err(|_| Errno::EUSERS)
+    /// One pause more. For the first, `hold` holds the vCPUs; nobody else pauses or unpauses meanwhile. EUSERS if there are too many.
+    pub fn pause(&self, hold: impl FnOnce()) -> Result<(), Errno> {
+        let mut pauses = self.pauses.lock();
+        if *pauses >= MOST_PAUSES {
+            return Err(Errno::EUSERS);
+        }
+        *pauses = pauses.wrapping_add(1);
+        if *pauses == 1 {
+            hold();
+        }
+        Ok(())
     }
 
-    /// One pause less; true for the last. EINVAL if there is none.
-    pub fn unpause(&self) -> Result<bool, Errno> {
-        let before = self.pauses.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |count| count.checked_sub(1));
-        before.map(|count| count == 1).map_err(|_| Errno::EINVAL)
+    /// One pause less. After the last, `release` lets the vCPUs go; nobody else pauses or unpauses meanwhile. EINVAL if there is none.
+    pub fn unpause(&self, release: impl FnOnce()) -> Result<(), Errno> {
+        let mut pauses = self.pauses.lock();
+        *pauses = pauses.checked_sub(1).ok_or(Errno::EINVAL)?;
+        if *pauses == 0 {
+            release();
+        }
+        Ok(())
     }
 
     /// The domain is let run for the first time: from here on what it is made of does not change.
@@ -109,7 +119,7 @@ impl Control {
     }
 
     pub fn is_paused(&self) -> bool {
-        self.pauses.load(Ordering::Acquire) != 0
+        *self.pauses.lock() != 0
     }
 
     /// It may have run: what it is made of does not change any more.
@@ -174,19 +184,24 @@ impl Control {
 
 #[cfg(test)]
 mod tests {
+    use core::cell::Cell;
+
     use super::*;
 
     #[test]
     fn pauses_are_counted() {
         let control = Control::new(Made::AT_BOOT, DomainHandle::default(), Vec::new());
-        assert_eq!(control.unpause(), Err(Errno::EINVAL));
-        assert_eq!((control.pause(), control.pause()), (Ok(true), Ok(false)));
-        assert_eq!((control.unpause(), control.is_paused()), (Ok(false), true));
-        assert_eq!((control.unpause(), control.is_paused()), (Ok(true), false));
+        let held = Cell::new(false);
+        let pause = || control.pause(|| held.set(true));
+        let unpause = || control.unpause(|| held.set(false));
+        assert_eq!((unpause(), held.get()), (Err(Errno::EINVAL), false));
+        assert_eq!((pause(), pause(), held.get()), (Ok(()), Ok(()), true));
+        assert_eq!((unpause(), held.get(), control.is_paused()), (Ok(()), true, true));
+        assert_eq!((unpause(), held.get(), control.is_paused()), (Ok(()), false, false));
         for _ in 0..MOST_PAUSES {
-            control.pause().unwrap();
+            pause().unwrap();
         }
-        assert_eq!(control.pause(), Err(Errno::EUSERS));
+        assert_eq!(pause(), Err(Errno::EUSERS));
     }
 
     #[test]

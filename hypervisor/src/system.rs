@@ -12,6 +12,7 @@ use xen_abi::types::DomainId;
 
 use crate::domain::Domain;
 use crate::machine::Machine;
+use crate::teardown::Grave;
 
 pub struct System<M: Machine> {
     pub machine: M,
@@ -19,7 +20,7 @@ pub struct System<M: Machine> {
     /// In the order of their numbers.
     domains: RwLock<Vec<Arc<Domain<M>>>>,
     /// Domains that are gone, while somebody may still look at them.
-    graves: Lock<Vec<Arc<Domain<M>>>>,
+    graves: Lock<Vec<Grave<M>>>,
     /// The number that was given out last.
     last_id: AtomicU32,
     /// Pages that are kept free for domains (XENMEM_claim_pages). Changes with the lock held; who only asks whether there are any takes none.
@@ -100,19 +101,19 @@ impl<M: Machine> System<M> {
     // ---- domains that are gone ----
 
     /// Keeps a domain that is on the list no more until nobody looks at it. Should there be no memory for that, it stays for ever.
-    pub(crate) fn bury(&self, domain: Arc<Domain<M>>) {
+    pub(crate) fn bury(&self, grave: Grave<M>) {
         let mut graves = self.graves.lock();
         if graves.try_reserve(1).is_ok() {
-            graves.push(domain);
+            graves.push(grave);
         } else {
-            core::mem::forget(domain);
+            core::mem::forget(grave);
         }
     }
 
     /// A domain that nobody but the caller has any more.
-    pub(crate) fn next_grave(&self) -> Option<Arc<Domain<M>>> {
+    pub(crate) fn next_grave(&self) -> Option<Grave<M>> {
         let mut graves = self.graves.lock();
-        let index = graves.iter().position(|domain| Arc::strong_count(domain) == 1)?;
+        let index = graves.iter().position(|grave| Arc::strong_count(&grave.domain) == 1)?;
         Some(graves.swap_remove(index))
     }
 

@@ -24,6 +24,8 @@ const MAPPINGS: usize = 16;
 pub struct Teardown {
     /// No CPU has anything of its vCPUs any more.
     retired: bool,
+    /// Its event channels are closed.
+    closed: bool,
     /// Its address space is empty up to here.
     gfn: Gfn,
     /// The grant mapping to go on with.
@@ -39,7 +41,10 @@ impl Teardown {
             }
             self.retired = true;
         }
-        if !event::close_all(system, domain, PORTS) || !physmap::relinquish(system, domain, &mut self.gfn, PAGES) {
+        if !self.closed {
+            self.closed = event::close_all(system, domain, PORTS);
+        }
+        if !self.closed || !physmap::relinquish(system, domain, &mut self.gfn, PAGES) {
             return false;
         }
         match grant::map::release_all(&domain.grants, self.handle, MAPPINGS) {
@@ -73,19 +78,49 @@ pub fn destroy<M: Machine>(system: &System<M>, domain: &Arc<Domain<M>>) -> bool 
     let done = teardown.step(system, domain);
     domain.control.give_ending(teardown);
     if done && system.remove(domain.id).is_some() {
-        system.bury(Arc::clone(domain));
+        system.bury(Grave::new(Arc::clone(domain)));
         event::send_global_virq(system, VIRQ_DOM_EXC);
     }
     done
 }
 
-/// Gives back what is left of domains that are on no list any more, unless somebody still looks at one of them.
-pub fn bury<M: Machine>(system: &System<M>) {
-    while let Some(domain) = system.next_grave() {
+/// A domain that is on no list any more, and how far what is left of it has been given back.
+pub struct Grave<M: Machine> {
+    pub domain: Arc<Domain<M>>,
+    last: Teardown,
+    /// Only tables are left.
+    emptied: bool,
+}
+
+impl<M: Machine> Grave<M> {
+    pub(crate) fn new(domain: Arc<Domain<M>>) -> Grave<M> {
         // What was under way when the domain ended may have put something there since.
-        let mut last = Teardown { retired: true, ..Teardown::default() };
-        while !last.step(system, &domain) {}
-        let held = domain.pages.load(Ordering::Relaxed);
-        debug_assert!(domain.one_to_one || held == 0, "{held} pages of domain {} are left", domain.id.0);
+        Grave { domain, last: Teardown { retired: true, ..Teardown::default() }, emptied: false }
     }
+
+    /// Does a part of it; true when nothing is left but the domain itself. Nobody else has the domain.
+    fn step(&mut self, system: &System<M>) -> bool {
+        if !self.emptied {
+            self.emptied = self.last.step(system, &self.domain);
+            return false;
+        }
+        let held = self.domain.pages.load(Ordering::Relaxed);
+        debug_assert!(self.domain.one_to_one || held == 0, "{held} pages of domain {} are left", self.domain.id.0);
+        Arc::get_mut(&mut self.domain).is_none_or(|domain| domain.p2m.take_apart(PAGES))
+    }
+}
+
+/// Gives back a part of what is left of domains that are on no list any more. True if there is more to do, in domains that nobody looks at.
+#[must_use]
+pub fn bury<M: Machine>(system: &System<M>) -> bool {
+    let Some(mut grave) = system.next_grave() else { return false };
+    if !grave.step(system) {
+        system.bury(grave);
+    }
+    true
+}
+
+/// As [`bury`], until nothing is left.
+pub fn bury_all<M: Machine>(system: &System<M>) {
+    while bury(system) {}
 }

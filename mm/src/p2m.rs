@@ -546,6 +546,26 @@ impl<F: PageFormat> P2m<F> {
         Ok(table)
     }
 
+    /// Has what maps `gfn` be a page of 4 KiB, if anything does.
+    ///
+    /// # Errors
+    /// EINVAL for a gfn beyond the end, ENOMEM.
+    pub fn split_at(&self, gfn: Gfn) -> Result<(), Errno> {
+        Self::check_range(gfn, 1)?;
+        let _edit = self.edit.lock();
+        let (mut table, mut level) = (self.root, F::LEVELS);
+        while level > 1 {
+            let entry = self.entry(table, index(gfn.0, level)).ok_or(Errno::EIO)?;
+            table = match self.format.decode(entry.load(Ordering::Acquire), level) {
+                Entry::Table(next) => next,
+                Entry::Leaf(mapping) => self.split(entry, mapping, level)?,
+                Entry::Empty => break,
+            };
+            level = level.wrapping_sub(1);
+        }
+        Ok(())
+    }
+
     /// Sees to it that no leaf that `wanted` names reaches across either end of the range.
     fn split_edges(&self, range: &Range<u64>, wanted: impl Fn(&Mapping) -> bool) -> Result<(), Errno> {
         for edge in [range.start, range.end] {
@@ -561,6 +581,36 @@ impl<F: PageFormat> P2m<F> {
             }
         }
         Ok(())
+    }
+}
+
+impl<F: PageFormat> P2m<F> {
+    /// Frees about `budget` of the tables of a map that nobody uses any more; true when only the root is left.
+    pub fn take_apart(&mut self, mut budget: u64) -> bool {
+        self.free_below(self.root, F::LEVELS, &mut budget)
+    }
+
+    /// Frees the tables below one at `level` until the budget is spent; true when there is none left.
+    fn free_below(&self, table: Mfn, level: u8, budget: &mut u64) -> bool {
+        if level == 1 {
+            return true;
+        }
+        for index in 0..512 {
+            let Some(entry) = self.entry(table, index) else { continue };
+            let value = entry.load(Ordering::Relaxed);
+            if value != 0
+                && let Entry::Table(below) = self.format.decode(value, level)
+            {
+                if *budget == 0 || !self.free_below(below, level.wrapping_sub(1), budget) {
+                    return false;
+                }
+                entry.store(0, Ordering::Relaxed);
+                self.memory.free_table(below);
+                self.tables.fetch_sub(1, Ordering::Relaxed);
+                *budget = budget.saturating_sub(1);
+            }
+        }
+        true
     }
 }
 

@@ -413,11 +413,11 @@ fn acquire_resource<M: Machine>(
         if request.nr_frames != 0 {
             return Err(Errno::EINVAL);
         }
-        request.nr_frames = target.grants.table().max_frames();
+        request.nr_frames = target.grants.table().most(kind);
         return caller.write_arg(handle, &request).map(|()| Outcome::Return(0));
     }
     let count = u64::from(request.nr_frames);
-    let beyond = request.frame.checked_add(count).is_none_or(|end| end > target.grants.table().max_frames().into());
+    let beyond = request.frame.checked_add(count).is_none_or(|end| end > target.grants.table().most(kind).into());
     if command.start >= count || beyond {
         return Err(Errno::EINVAL);
     }

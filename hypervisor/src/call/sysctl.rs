@@ -30,7 +30,10 @@ pub fn op<M: Machine>(caller: &mut Caller<'_, M>, arguments: Arguments) -> Resul
     if op.interface_version != XEN_SYSCTL_INTERFACE_VERSION {
         return Err(Errno::EACCES);
     }
-    teardown::bury(caller.system);
+    // What is told of free memory is right then.
+    if teardown::bury(caller.system) {
+        return Err(Errno::ERESTART);
+    }
     serve(caller, &mut op)?;
     caller.write(handle, &op).map(|()| 0)
 }
@@ -266,7 +269,8 @@ fn scheduler<M: Machine>(caller: &mut Caller<'_, M>, request: &mut SchedulerOp) 
         XEN_SYSCTL_SCHEDOP_PUTINFO => {
             let [wanted, _] = request.u;
             let wanted = wanted as u32;
-            if !(XEN_SYSCTL_SCHED_RATELIMIT_MIN..=XEN_SYSCTL_SCHED_RATELIMIT_MAX).contains(&wanted) {
+            // Zero is none.
+            if wanted != 0 && !(XEN_SYSCTL_SCHED_RATELIMIT_MIN..=XEN_SYSCTL_SCHED_RATELIMIT_MAX).contains(&wanted) {
                 return Err(Errno::EINVAL);
             }
             machine.set_ratelimit(Nanos::from_micros(wanted.into()));
@@ -447,6 +451,8 @@ mod tests {
         assert_eq!(limit(XEN_SYSCTL_SCHEDOP_PUTINFO, 2000).0, 0);
         assert_eq!(limit(XEN_SYSCTL_SCHEDOP_PUTINFO, 99).0, Errno::EINVAL.as_return());
         assert_eq!(limit(XEN_SYSCTL_SCHEDOP_GETINFO, 0), (0, 2000));
+        assert_eq!(limit(XEN_SYSCTL_SCHEDOP_PUTINFO, 0).0, 0);
+        assert_eq!(limit(XEN_SYSCTL_SCHEDOP_GETINFO, 0), (0, 0), "that is no limit");
     }
 
     #[test]

@@ -86,6 +86,14 @@ impl Table {
         self.frames.len() as u32
     }
 
+    /// The frames of one kind that it may have.
+    pub fn most(&self, kind: Kind) -> u32 {
+        match kind {
+            Kind::Entries => self.max_frames(),
+            Kind::Status => self.status.len() as u32,
+        }
+    }
+
     /// The format of its entries, 1 or 2.
     pub fn version(&self) -> u8 {
         let _shape = self.shape.lock();

@@ -251,6 +251,45 @@ fn a_table_taken_out_stays_until_its_generation_is_flushed() {
 }
 
 #[test]
+fn one_page_of_a_large_one_is_made_small() {
+    let p2m = p2m(PageSize::Size1G, 256);
+    assert!(p2m.map(Gfn(0), Mfn(1 << 18), 1 << 18, PageKind::Ram, WB).unwrap().is_none());
+    let generation = p2m.generation();
+    p2m.split_at(Gfn(1000)).unwrap();
+    let size = |gfn| p2m.lookup(Gfn(gfn)).unwrap().size;
+    assert_eq!(
+        (size(1000), size(1023), size(511), size(1024)),
+        (PageSize::Size4K, PageSize::Size4K, PageSize::Size2M, PageSize::Size2M)
+    );
+    let tables = p2m.table_frames();
+    assert_eq!((p2m.split_at(Gfn(1000)), p2m.split_at(Gfn(1 << 20))), (Ok(()), Ok(())));
+    assert_eq!(p2m.split_at(Gfn(1 << 60)), Err(Errno::EINVAL));
+    assert_eq!((p2m.table_frames(), p2m.generation()), (tables, generation), "what translates to what is the same");
+    p2m.set_table_limit(tables);
+    assert_eq!(p2m.split_at(Gfn(0)), Err(Errno::ENOMEM));
+    assert_eq!((p2m.lookup(Gfn(1000)).unwrap().mfn, size(0)), (Mfn((1 << 18) + 1000), PageSize::Size2M));
+}
+
+#[test]
+fn a_map_that_nobody_uses_goes_bit_by_bit() {
+    let mut p2m = p2m(PageSize::Size2M, 256);
+    let free = p2m.memory().free_frames();
+    for at in 0..20 {
+        assert!(p2m.map(Gfn(at << 9 | at << 18), Mfn(at), 1, PageKind::Ram, WB).unwrap().is_none());
+    }
+    assert!(p2m.map(Gfn(1 << 30), Mfn(512), 512, PageKind::Ram, WB).unwrap().is_none());
+    let mut tables = p2m.table_frames();
+    while !p2m.take_apart(7) {
+        let freed = tables - p2m.table_frames();
+        assert!((7..7 + 3).contains(&freed), "{freed}, with those above the last");
+        tables -= freed;
+    }
+    assert_eq!((p2m.table_frames(), p2m.memory().free_frames()), (1, free));
+    assert!(p2m.take_apart(0));
+    drop(p2m);
+}
+
+#[test]
 fn a_reference_is_to_the_domains_own_memory() {
     let p2m = p2m(PageSize::Size4K, 64);
     let memory = p2m.memory();

@@ -28,13 +28,9 @@ fn held<M: Machine, R>(
     if domain.control.is_dying() {
         return Err(Errno::EINVAL);
     }
-    if domain.control.pause()? {
-        hold_all(caller.system, domain, hold::PAUSED);
-    }
+    domain.control.pause(|| hold_all(caller.system, domain, hold::PAUSED))?;
     let result = act(caller);
-    if domain.control.unpause()? {
-        release_all(caller.system, domain, hold::PAUSED);
-    }
+    domain.control.unpause(|| release_all(caller.system, domain, hold::PAUSED))?;
     result
 }
 

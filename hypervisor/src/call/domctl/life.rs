@@ -40,11 +40,8 @@ pub(super) fn create<M: Machine>(caller: &Caller<'_, M>, op: &mut Domctl) -> Res
     let domain = system.machine.create(system.memory, id, Privilege::Guest, &config)?;
     let control = &domain.control;
     control.set_handle(config.handle);
-    control.pause()?;
+    control.pause(|| hold_all(system, &domain, hold::PAUSED))?;
     set_pool(&domain, FIRST_POOL);
-    for vcpu in &domain.vcpus {
-        vcpu.set_hold(hold::PAUSED);
-    }
     wallclock::update_wallclock(system, &domain);
     system.add(mm::try_arc(domain)?)?;
     op.domain = id;
@@ -131,9 +128,7 @@ pub(super) fn destroy<M: Machine>(caller: &Caller<'_, M>, domain: &Arc<Domain<M>
 /// XEN_DOMCTL_pausedomain. EINVAL for the caller's own, EUSERS if it is paused too often.
 pub(super) fn pause<M: Machine>(caller: &Caller<'_, M>, domain: &Arc<Domain<M>>) -> Result<Answer, Errno> {
     let domain = another(caller, domain)?;
-    if domain.control.pause()? {
-        hold_all(caller.system, domain, hold::PAUSED);
-    }
+    domain.control.pause(|| hold_all(caller.system, domain, hold::PAUSED))?;
     Ok(Answer::Done)
 }
 
@@ -144,9 +139,7 @@ pub(super) fn unpause<M: Machine>(caller: &Caller<'_, M>, domain: &Arc<Domain<M>
         return Err(Errno::EINVAL);
     }
     domain.control.finish();
-    if domain.control.unpause()? {
-        release_all(caller.system, domain, hold::PAUSED);
-    }
+    domain.control.unpause(|| release_all(caller.system, domain, hold::PAUSED))?;
     Ok(Answer::Done)
 }
 

@@ -233,7 +233,7 @@ fn a_destroyed_domain_leaves_nothing() {
         assert_eq!(domctl(&mut dom0, XEN_DOMCTL_GETDOMAININFO, id, &0u8).0, no(Errno::ESRCH));
         let mut remove = RemoveFromPhysmap { domid: DomainId::SELF, gpfn: 0x500, ..RemoveFromPhysmap::default() };
         assert_eq!(dom0.op(MEMORY_OP, XENMEM_REMOVE_FROM_PHYSMAP, &mut remove), 0);
-        crate::teardown::bury(system);
+        crate::teardown::bury_all(system);
     }
     let tables = dom0.domain.p2m.table_frames();
     assert!(free - system.memory.free_frames() <= tables, "but for page tables of Dom0's own");
@@ -264,6 +264,30 @@ fn destroying_takes_many_turns_and_nobody_adds_to_what_goes() {
     assert_eq!(domctl(&mut dom0, XEN_DOMCTL_DESTROYDOMAIN, id, &0u8).0, 0);
     assert_eq!(domain.p2m.next_mapped(Gfn(0), &mut 1000), Ok(None));
     assert_eq!(dom0.system.machine.told().iter().filter(|told| **told == Told::Retired(DomainId(id))).count(), 1);
+}
+
+#[test]
+fn what_is_left_of_a_domain_goes_in_parts_before_free_memory_is_told() {
+    let mut dom0 = dom0();
+    let free = dom0.system.memory.free_frames();
+    let id = create(&mut dom0);
+    let domain = dom0.system.domain(DomainId(id)).unwrap();
+    domain.p2m.set_table_limit(10_000);
+    for at in 0..600 {
+        assert!(domain.p2m.map(Gfn(at << 9), Mfn(at), 1, PageKind::Mmio, MemoryType::Uncacheable).unwrap().is_none());
+    }
+    assert_eq!(domctl(&mut dom0, XEN_DOMCTL_DESTROYDOMAIN, id, &0u8).0, 0);
+    // Somebody looks at it.
+    let held = dom0.system.memory.free_frames();
+    assert_eq!(domctl(&mut dom0, XEN_DOMCTL_GETDOMAININFO, id, &0u8).0, no(Errno::ESRCH));
+    assert_eq!(dom0.system.memory.free_frames(), held);
+    drop(domain);
+    let mut parts = 0;
+    while dom0.call_once(DOMCTL, [page(0), 0, 0, 0, 0]) == Outcome::Continue([page(0), 0, 0, 0, 0]) {
+        parts += 1;
+    }
+    assert!(parts > 3, "{parts}");
+    assert_eq!(dom0.system.memory.free_frames(), free);
 }
 
 #[test]

@@ -519,6 +519,9 @@ fn a_domains_grant_table_is_had_by_its_toolstack() {
         };
         let size = AcquireResource { nr_frames: 0, frame_list: GuestHandle::NULL, ..request };
         assert_eq!(ask(size), (0, 64));
+        let status = AcquireResource { id: XENMEM_RESOURCE_GRANT_TABLE_ID_STATUS, ..request };
+        assert_eq!(ask(AcquireResource { id: status.id, ..size }), (0, 8), "eight for each of these");
+        assert_eq!(ask(AcquireResource { frame: 6, ..status }).0, no(Errno::EINVAL), "beyond the end");
         assert_eq!(ask(AcquireResource { nr_frames: 1, ..size }), (no(Errno::EINVAL), 1));
         assert_eq!(ask(request), (0, 3));
         assert_eq!(ask(AcquireResource { frame: 62, ..request }).0, no(Errno::EINVAL), "beyond the end");
