@@ -129,8 +129,7 @@ enter_long_mode:
     movl %eax, 511*8(%ecx)
     movl %ecx, %cr3
 
-    movl %cr4, %eax
-    orl $0x20, %eax                     // PAE
+    movl $0x20, %eax                    // PAE, and nothing that the firmware left: five levels of tables, above all
     movl %eax, %cr4
     movl $0xc0000080, %ecx              // EFER
     rdmsr

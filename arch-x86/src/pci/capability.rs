@@ -7,6 +7,7 @@ use super::function::Fault;
 use super::{ConfigAccess, Sbdf, Width};
 
 const MSI: u8 = 0x05;
+const EXPRESS: u8 = 0x10;
 const MSIX: u8 = 0x11;
 /// Extended capability: the sizes of BARs can be changed.
 const RESIZABLE_BAR: u16 = 0x15;
@@ -103,6 +104,7 @@ pub fn walk(access: &impl ConfigAccess, sbdf: Sbdf) -> Result<Capabilities, Faul
     }
     // One bit for each place where a capability can begin.
     let mut visited = 0u64;
+    let mut is_express = false;
     let mut offset = access.read(sbdf, register::CAPABILITIES, Width::Byte) as u16 & !0b11;
     while offset != 0 {
         let seen = 1u64 << (offset >> 2 & 63);
@@ -125,13 +127,15 @@ pub fn walk(access: &impl ConfigAccess, sbdf: Sbdf) -> Result<Capabilities, Faul
                     return Err(Fault::Capabilities { offset });
                 }
             }
+            EXPRESS => is_express = true,
             MSIX if offset > 0xf4 => return Err(Fault::Capabilities { offset }),
             MSIX => found.msix = Some(read_msix(access, sbdf, offset, control)?),
             _ => {}
         }
         offset = u16::from(next) & !0b11;
     }
-    found.resizable = has_extended(access, sbdf, RESIZABLE_BAR)?;
+    // Behind some bridges the space of a function without it repeats itself from here on.
+    found.resizable = is_express && has_extended(access, sbdf, RESIZABLE_BAR)?;
     Ok(found)
 }
 

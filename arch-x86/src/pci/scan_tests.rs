@@ -176,6 +176,15 @@ fn an_extended_list_that_loops_is_a_fault_and_ends() {
 }
 
 #[test]
+fn a_conventional_function_whose_space_repeats_itself_has_no_extended_list() {
+    let mut function = nic().capability(0x40, &[0x01]);
+    let header: [u8; 256] = core::array::from_fn(|at| function.config[at]);
+    function.set(0x100, &header);
+    let found = only(&FakeBus::default().with(NIC, function));
+    assert_eq!((found.fault, found.resizable), (None, false));
+}
+
+#[test]
 fn an_msix_table_beyond_its_bar_is_a_fault() {
     let beyond = nic().msix(0x40, 64, (0, 0x1_fff0), (0, 0));
     let found = only(&FakeBus::default().with(NIC, beyond));

@@ -7,6 +7,8 @@
 use core::fmt;
 use core::ops::RangeInclusive;
 
+use arrayvec::ArrayVec;
+
 /// Ticks of the PIT a second, as the PC has it.
 const PIT_HZ: u64 = 1_193_182;
 /// How long the TSC is watched: 20 ms of the PIT.
@@ -40,6 +42,11 @@ const WINDOW_MS: u64 = 20;
 
 /// Rates that a TSC may have, in kHz. An emulator may count instructions, 50 million a second and less.
 const PLAUSIBLE: RangeInclusive<u64> = 10_000..=20_000_000;
+
+/// The TSC is watched until two windows agree, for at most so many of them: an SMI, or a hypervisor below, may keep the CPU away at an end of one.
+const MOST_WINDOWS: usize = 5;
+/// Two windows agree that differ by less than one in so many. The ends of a window are known to a microsecond or two, each.
+const AGREEMENT: u32 = 4000;
 
 /// What a wait may take: 25 ms of the fastest TSC, which is some 200 ms of an ordinary one. A TSC that stands still is noticed by
 /// the polls, each of which is an access to a slow device, or a TSC that is read.
@@ -95,11 +102,22 @@ pub enum Moment {
 /// window: its last two calls are those of the one that counts.
 pub fn calibrate(counters: &mut impl Counters, mut also: impl FnMut(Moment)) -> Option<(u32, Source)> {
     let also = &mut also;
-    None.or_else(|| Some((by_pit(counters, also)?, Source::Pit)))
+    None.or_else(|| Some((agreed(|| by_pit(counters, also))?, Source::Pit)))
         .or_else(|| Some((by_crystal(counters).and_then(|khz| watch(counters, khz, also))?, Source::Cpuid)))
-        .or_else(|| Some((by_hpet(counters, also)?, Source::Hpet)))
-        .or_else(|| Some((by_pm_timer(counters, also)?, Source::PmTimer)))
+        .or_else(|| Some((agreed(|| by_hpet(counters, also))?, Source::Hpet)))
+        .or_else(|| Some((agreed(|| by_pm_timer(counters, also))?, Source::PmTimer)))
         .or_else(|| Some((by_name(counters).and_then(|khz| watch(counters, khz, also))?, Source::Nominal)))
+}
+
+/// A rate that two windows give, or the last one's where no two agree.
+fn agreed(mut window: impl FnMut() -> Option<u32>) -> Option<u32> {
+    let mut earlier: ArrayVec<u32, { MOST_WINDOWS - 1 }> = ArrayVec::new();
+    loop {
+        let khz = window()?;
+        if earlier.iter().any(|other| other.abs_diff(khz) < khz / AGREEMENT) || earlier.try_push(khz).is_err() {
+            return Some(khz);
+        }
+    }
 }
 
 fn plausible(khz: u64) -> Option<u32> {
@@ -230,6 +248,9 @@ mod tests {
         hpet_ticks: bool,
         pm_timer: bool,
         leaves: [[u32; 3]; 2],
+        /// As often it is away at the end of a countdown, for 100 us and each time for longer.
+        interruptions: u64,
+        interrupted: u64,
     }
 
     #[derive(PartialEq)]
@@ -255,6 +276,8 @@ mod tests {
                 hpet_ticks: true,
                 pm_timer: false,
                 leaves: [[0; 3]; 2],
+                interruptions: 0,
+                interrupted: 0,
             }
         }
 
@@ -283,6 +306,12 @@ mod tests {
         fn read_port(&mut self, port: u16) -> u8 {
             self.now_ns += 1000;
             assert_eq!(port, GATE);
+            let near_its_end = |started: u64| (19_950_000..20_000_000).contains(&(self.now_ns - started));
+            if self.started.is_some_and(near_its_end) && self.interruptions > 0 {
+                self.interruptions -= 1;
+                self.interrupted += 100_000;
+                self.now_ns += self.interrupted;
+            }
             let over = |started: u64| (self.now_ns - started) * PIT_HZ / 1_000_000_000 >= self.count;
             match self.pit {
                 Pit::Missing => 0xff,
@@ -345,6 +374,17 @@ mod tests {
             assert_eq!(machine.calibrated(), Some(Source::Pit));
             assert_eq!(machine.gate, SPEAKER_ON, "as it was found");
         }
+    }
+
+    #[test]
+    fn what_keeps_the_cpu_away_at_the_end_of_a_window_is_noticed() {
+        for interruptions in 1..4 {
+            let mut machine = Machine { interruptions, ..Machine::new(2_893_123, Pit::Counts) };
+            assert_eq!((machine.calibrated(), machine.interruptions), (Some(Source::Pit), 0));
+        }
+        let mut always = Machine { interruptions: u64::MAX, ..Machine::new(2_893_123, Pit::Counts) };
+        let took = always.milliseconds(|machine| assert!(calibrate(machine, |_| {}).is_some()));
+        assert!((100..140).contains(&took), "{took} ms");
     }
 
     #[test]
