@@ -16,11 +16,11 @@ use mm::lock::{Lock, Rank};
 use xen_abi::errno::Errno;
 
 use self::pci::PciBus;
-use crate::apic::io::{MOST_GSIS, Wiring};
-use crate::apic::vectors::{self, Source};
-use crate::apic::{io, local};
+use crate::apic::io::{self, MOST_GSIS, Wiring};
+use crate::apic::vectors::{self, Place, Source};
 use crate::machine::{self, X86};
 use crate::pci::Width;
+use crate::percpu;
 use crate::vdev::ports::Ports;
 use crate::vdev::vioapic::{Effect, Gsi, IoApics};
 use crate::vdev::vpci::ecam::Ecam;
@@ -65,7 +65,7 @@ pub struct Devices {
 #[derive(Clone, Copy, Debug)]
 struct Binding {
     gsi: u32,
-    vector: u8,
+    place: Place,
     wiring: Wiring,
     /// The guest has the virtual pin unmasked.
     wanted: bool,
@@ -185,14 +185,14 @@ impl Devices {
         let (binding, reroute) = match known {
             Some(known) => known,
             None => {
-                let Some(vector) = vectors::allocate(Source::Gsi(gsi)) else {
+                let Some(place) = vectors::allocate(&percpu::targets(), Source::Gsi(gsi)) else {
                     log::error!(target: "irq", "GSI {gsi}: no interrupt vector is left; the device behind it gets no interrupts");
                     return;
                 };
-                let binding = Binding { gsi, vector, wiring, wanted: true, serving: false };
+                let binding = Binding { gsi, place, wiring, wanted: true, serving: false };
                 let mut all = self.gsis.lock();
                 if all.try_reserve(1).is_err() {
-                    vectors::free(vector);
+                    vectors::free(place);
                     return;
                 }
                 all.push(binding);
@@ -204,7 +204,7 @@ impl Devices {
             if !binding.serving {
                 io::set_masked(gsi, false);
             }
-        } else if !io::route(gsi, binding.vector, local::id(), wiring, false) {
+        } else if !io::route(gsi, binding.place, wiring, false) {
             log::warn!(target: "irq", "GSI {gsi}: no I/O APIC of this machine has it");
         }
     }

@@ -13,7 +13,8 @@ use sched::{CpuId, CpuSet, Nanos, Passage, TimerQueue};
 use spin::Once;
 use xen_abi::types::DomainId;
 
-use crate::apic::{local, vectors};
+use crate::apic::local;
+use crate::apic::vectors::{self, CPUS, Target, Targets};
 use crate::engine::HostState;
 pub use schedule::{
     Resident, Retirement, adopt, affinity, is_shared, place_of, ratelimit, resident, retire, running_on,
@@ -204,6 +205,17 @@ pub fn count() -> u32 {
 /// All CPUs that run guests.
 pub fn all() -> impl Iterator<Item = &'static PerCpu> {
     (0..count()).filter_map(|id| get(CpuId(id)))
+}
+
+/// The CPUs that devices can interrupt, this one first if it is one of them.
+pub fn targets() -> Targets {
+    let here = this().id;
+    let in_order = get(here).into_iter().chain(all().filter(|cpu| cpu.id != here));
+    let target = |cpu: &PerCpu| {
+        let apic_id = u8::try_from(cpu.apic_id).ok().filter(|&id| id != u8::MAX)?;
+        (cpu.id.index() < CPUS).then_some(Target { cpu: cpu.id, apic_id })
+    };
+    in_order.filter_map(target).collect()
 }
 
 /// Where the locks note what is held here; for [`mm::lock::set_held_ranks`].

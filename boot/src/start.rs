@@ -5,8 +5,8 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
+use arch_x86::apic::io;
 use arch_x86::apic::vectors::{self, Source};
-use arch_x86::apic::{io, local};
 use arch_x86::dom0::{self, Wanted};
 use arch_x86::engine::Wishes;
 use arch_x86::machine::{self, Hooks, X86};
@@ -121,10 +121,10 @@ fn use_uart_interrupt(serial: &SerialOptions, platform: &Platform) -> Option<u32
     }
     let overriding = platform.madt.overrides.iter().find(|entry| entry.irq == serial.irq);
     let gsi = overriding.map_or(u32::from(serial.irq), |entry| entry.gsi);
-    let vector = vectors::allocate(Source::Console)?;
+    let place = vectors::allocate(&percpu::targets(), Source::Console)?;
     let wiring = io::Wiring { level: false, active_low: false };
-    if !io::route(gsi, vector, local::id(), wiring, false) {
-        vectors::free(vector);
+    if !io::route(gsi, place, wiring, false) {
+        vectors::free(place);
         return None;
     }
     console::use_interrupts();

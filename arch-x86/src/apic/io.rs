@@ -6,6 +6,7 @@ use core::ops::Range;
 
 use mm::lock::{Lock, Rank};
 
+use super::vectors::Place;
 use crate::vdev::vioapic::MOST_PINS;
 
 /// One I/O APIC's registers, mapped uncached.
@@ -112,10 +113,10 @@ fn with_pin<R>(gsi: u32, act: impl FnOnce(&IoApic, u32) -> R) -> Option<R> {
     Some(act(apic, FIRST_PIN + (gsi - apic.gsis.start) * 2))
 }
 
-/// Routes a GSI to `vector` on the CPU with this APIC id, masked or not. False if there is no such GSI.
-pub fn route(gsi: u32, vector: u8, apic_id: u32, wiring: Wiring, masked: bool) -> bool {
+/// Routes a GSI to a vector of a CPU's, masked or not. False if there is no such GSI.
+pub fn route(gsi: u32, place: Place, wiring: Wiring, masked: bool) -> bool {
     with_pin(gsi, |apic, pin| {
-        let mut low = u32::from(vector) | MASKED;
+        let mut low = u32::from(place.vector) | MASKED;
         if wiring.level {
             low |= LEVEL;
         }
@@ -123,7 +124,7 @@ pub fn route(gsi: u32, vector: u8, apic_id: u32, wiring: Wiring, masked: bool) -
             low |= ACTIVE_LOW;
         }
         apic.write(pin, low);
-        apic.write(pin + 1, apic_id << 24);
+        apic.write(pin + 1, u32::from(place.target.apic_id) << 24);
         if !masked {
             apic.write(pin, low & !MASKED);
         }

@@ -1,10 +1,49 @@
-//! Which host vector means what. Device vectors are handed out one a GSI or message, the highest are Corten's own.
+//! Which host vector means what, on each CPU. Device vectors are handed out one a GSI or message, the highest are Corten's own.
 
 use core::sync::atomic::{AtomicU32, Ordering};
+
+use arrayvec::ArrayVec;
+use sched::CpuId;
 
 /// The first and last vector for devices.
 const FIRST_DEVICE: u8 = 0x30;
 const LAST_DEVICE: u8 = 0xef;
+const DEVICES: usize = LAST_DEVICE as usize - FIRST_DEVICE as usize + 1;
+
+/// The CPUs with a number below are those that devices interrupt.
+pub const CPUS: usize = 16;
+/// One more than the highest [index](Place::index).
+pub const PLACES: usize = CPUS * DEVICES;
+
+/// A CPU that devices can interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub cpu: CpuId,
+    /// Without interrupt remapping a message has 8 bits for it, the last of which stand for all CPUs.
+    pub apic_id: u8,
+}
+
+/// CPUs in the order in which they are asked for a vector.
+pub type Targets = ArrayVec<Target, CPUS>;
+
+/// A vector of one CPU's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub target: Target,
+    pub vector: u8,
+}
+
+impl Place {
+    /// Counts the vectors that devices can have on any CPU.
+    pub fn index(self) -> usize {
+        self.target.cpu.index() * DEVICES + usize::from(self.vector.saturating_sub(FIRST_DEVICE))
+    }
+
+    /// The place `count` vectors further on.
+    pub fn plus(self, count: u8) -> Place {
+        Place { vector: self.vector.saturating_add(count), ..self }
+    }
+}
 
 /// Local APIC timer.
 pub const TIMER: u8 = 0xf0;
@@ -20,7 +59,7 @@ pub enum Source {
     Console,
     /// An I/O APIC pin that Dom0 has bound.
     Gsi(u32),
-    /// A message-signalled interrupt of Dom0's: an index into its bindings.
+    /// A message-signalled interrupt of Dom0's: the [index](Place::index) of its place.
     Message(u32),
 }
 
@@ -44,10 +83,10 @@ impl Source {
     }
 }
 
-/// Which vectors are taken, and by whom.
+/// Which vectors of a CPU are taken, and by whom.
 struct Vectors([AtomicU32; 256]);
 
-static ALL: Vectors = Vectors::new();
+static ALL: [Vectors; CPUS] = [const { Vectors::new() }; CPUS];
 
 impl Vectors {
     const fn new() -> Vectors {
@@ -58,12 +97,13 @@ impl Vectors {
         self.0[usize::from(vector)].compare_exchange(0, source.pack(), Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
+    /// `source` tells the source of each vector.
     fn take_row(&self, log2: u8, source: impl Fn(u8) -> Source) -> Option<u8> {
         let count = 1u8.checked_shl(log2.into())?;
         let first = FIRST_DEVICE.checked_next_multiple_of(count)?;
         let mut starts = (first..=LAST_DEVICE - (count - 1)).step_by(count.into());
         starts.find(|&first| {
-            let taken = (0..count).take_while(|&index| self.take(first + index, source(index))).count();
+            let taken = (first..).take(count.into()).take_while(|&vector| self.take(vector, source(vector))).count();
             let whole = taken == usize::from(count);
             if !whole {
                 (first..).take(taken).for_each(|vector| self.free(vector));
@@ -82,28 +122,37 @@ impl Vectors {
     }
 }
 
-/// A free vector for `source`; `None` if all are taken.
-pub fn allocate(source: Source) -> Option<u8> {
-    ALL.take_row(0, |_| source)
+/// A free vector for `source` on one of these CPUs; `None` if all are taken.
+pub fn allocate(targets: &Targets, source: Source) -> Option<Place> {
+    allocate_row(targets, 0, |_| source)
 }
 
-/// 2^`log2` free vectors in a row, the first a multiple of that many: a function that sends several messages varies the low
-/// bits of its data. `source` tells the source of each, counted from 0. The first vector; `None` if no such row is free.
-pub fn allocate_row(log2: u8, source: impl Fn(u8) -> Source) -> Option<u8> {
-    ALL.take_row(log2, source)
+/// 2^`log2` free vectors in a row on one of these CPUs, the first a multiple of that many: a function that sends several messages varies the low
+/// bits of its data. `source` tells the source of each. The first of them; `None` if no such row is free.
+pub fn allocate_row(targets: &Targets, log2: u8, source: impl Fn(Place) -> Source) -> Option<Place> {
+    targets.iter().find_map(|&target| {
+        let vectors = ALL.get(target.cpu.index())?;
+        let vector = vectors.take_row(log2, |vector| source(Place { target, vector }))?;
+        Some(Place { target, vector })
+    })
 }
 
-pub fn free(vector: u8) {
-    ALL.free(vector);
+pub fn free(place: Place) {
+    if let Some(vectors) = ALL.get(place.target.cpu.index()) {
+        vectors.free(place.vector);
+    }
 }
 
+/// What a vector means on a CPU.
 #[inline]
-pub fn source(vector: u8) -> Option<Source> {
-    ALL.source(vector)
+pub fn source(cpu: CpuId, vector: u8) -> Option<Source> {
+    ALL.get(cpu.index())?.source(vector)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::vec::Vec;
+
     use super::*;
 
     #[test]
@@ -111,8 +160,8 @@ mod tests {
         let vectors = Vectors::new();
         let single = vectors.take_row(0, |_| Source::Gsi(1));
         assert_eq!(single, Some(FIRST_DEVICE));
-        assert_eq!(vectors.take_row(2, |index| Source::Message(100 + u32::from(index))), Some(FIRST_DEVICE + 4));
-        assert_eq!(vectors.source(FIRST_DEVICE + 7), Some(Source::Message(103)));
+        assert_eq!(vectors.take_row(2, |vector| Source::Message(vector.into())), Some(FIRST_DEVICE + 4));
+        assert_eq!(vectors.source(FIRST_DEVICE + 7), Some(Source::Message(u32::from(FIRST_DEVICE) + 7)));
         while vectors.take_row(4, |_| Source::Console).is_some() {}
         assert_eq!(vectors.source(FIRST_DEVICE + 1), None, "what a row that is not free had taken is free again");
         assert_eq!(vectors.take_row(1, |_| Source::Console), Some(FIRST_DEVICE + 2));
@@ -127,5 +176,23 @@ mod tests {
         assert!((TIMER..=SPURIOUS).all(|vector| vectors.source(vector).is_none()));
         vectors.free(0x77);
         assert_eq!(vectors.take_row(0, |_| Source::Gsi(3)), Some(0x77));
+    }
+
+    // The last two CPUs: nobody else here asks for those.
+    #[test]
+    fn when_one_cpu_has_no_vector_left_the_next_has() {
+        let target = |back: u32| Target { cpu: CpuId(CPUS as u32 - back), apic_id: 8 };
+        let targets: Targets = [target(1), target(2), target(0)].into_iter().collect();
+        let all: Vec<Place> = core::iter::from_fn(|| allocate_row(&targets, 4, |_| Source::Console)).collect();
+        let row = DEVICES / 16;
+        assert_eq!(all.len(), 2 * row);
+        assert!(all[..row].iter().all(|place| place.target == target(1)));
+        assert_eq!(source(target(2).cpu, 0x30), Some(Source::Console));
+        let mut indices: Vec<usize> = all.iter().flat_map(|&row| (0..16).map(move |n| row.plus(n).index())).collect();
+        indices.sort_unstable();
+        indices.dedup();
+        assert_eq!((indices.len(), indices.last()), (2 * DEVICES, Some(&(PLACES - 1))));
+        free(all[row + 1].plus(3));
+        assert_eq!(allocate(&targets, Source::Gsi(1)), Some(all[row + 1].plus(3)));
     }
 }

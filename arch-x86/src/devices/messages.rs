@@ -9,12 +9,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use mm::lock::{Lock, Rank};
 
-use crate::apic::vectors::{self, Source};
+use crate::apic::vectors::{self, PLACES, Place, Source, Targets};
 use crate::pci::{Message, Sbdf};
 use crate::vdev::vlapic;
 
-/// There are fewer vectors than this.
-const ROUTES: usize = 256;
 /// In a function's MSI, log2 of the vectors in use (PCI 3.0, 6.8.1.3).
 const MOST_VECTORS: u8 = 5;
 
@@ -30,22 +28,20 @@ pub struct Owner {
 #[derive(Clone, Copy, Debug)]
 struct Binding {
     owner: Owner,
-    /// The first of its places in the table of routes.
-    route: u8,
     /// The first of its vectors.
-    vector: u8,
+    place: Place,
     log2_vectors: u8,
 }
 
 pub struct Messages {
     bindings: Lock<Vec<Binding>>,
-    /// The guest's message, packed; zero for none.
+    /// The guest's message for each [place](Place::index), packed; zero for none.
     routes: Box<[AtomicU64]>,
 }
 
 impl Default for Messages {
     fn default() -> Messages {
-        let routes = (0..ROUTES).map(|_| AtomicU64::new(0)).collect();
+        let routes = (0..PLACES).map(|_| AtomicU64::new(0)).collect();
         Messages { bindings: Lock::new(Rank::Timers, Vec::new()), routes }
     }
 }
@@ -58,9 +54,9 @@ impl Messages {
         vlapic::Message::from_msi(packed >> 32, packed as u32)
     }
 
-    /// Has the owner's vectors stand for `message`, and for those with its data counted up. Vectors are found for it unless it has as
-    /// many already. The first vector; `None` if there are not enough.
-    pub fn bind(&self, owner: Owner, message: Message, log2_vectors: u8) -> Option<u8> {
+    /// Has the owner's vectors stand for `message`, and for those with its data counted up. Vectors of one of the CPUs `targets` are found for it unless it
+    /// has as many already. The first of them; `None` if there are not enough.
+    pub fn bind(&self, owner: Owner, message: Message, log2_vectors: u8, targets: &Targets) -> Option<Place> {
         let mut bindings = self.bindings.lock();
         let known = bindings.iter().position(|binding| binding.owner == owner);
         if let Some(at) = known
@@ -68,20 +64,18 @@ impl Messages {
         {
             if binding.log2_vectors == log2_vectors {
                 self.set_routes(&binding, message);
-                return Some(binding.vector);
+                return Some(binding.place);
             }
             self.release(&binding);
             bindings.swap_remove(at);
         }
         bindings.try_reserve(1).ok()?;
-        let route = free_routes(&bindings, log2_vectors)?;
-        let vector = vectors::allocate_row(log2_vectors, |index| {
-            Source::Message(u32::from(route).saturating_add(index.into()))
-        })?;
-        let binding = Binding { owner, route, vector, log2_vectors };
+        let log2 = Some(log2_vectors).filter(|&log2| log2 <= MOST_VECTORS)?;
+        let place = vectors::allocate_row(targets, log2, |place| Source::Message(place.index() as u32))?;
+        let binding = Binding { owner, place, log2_vectors };
         self.set_routes(&binding, message);
         bindings.push(binding);
-        Some(vector)
+        Some(place)
     }
 
     /// The guest changed the message of an owner that is bound; of another one nothing is known.
@@ -119,14 +113,14 @@ impl Messages {
 
     /// Gives a binding's vectors back. A message that is still on its way is nobody's then.
     fn release(&self, binding: &Binding) {
-        for vector in (binding.vector..).take(1 << binding.log2_vectors) {
-            vectors::free(vector);
+        for index in 0..1 << binding.log2_vectors {
+            vectors::free(binding.place.plus(index));
         }
         self.set_routes(binding, Message::default());
     }
 
     fn set_routes(&self, binding: &Binding, message: Message) {
-        let places = self.routes.iter().skip(binding.route.into()).take(1 << binding.log2_vectors);
+        let places = self.routes.iter().skip(binding.place.index()).take(1 << binding.log2_vectors);
         for (index, place) in (0..).zip(places) {
             let Message { address, data } = message.nth(index);
             // The address of an interrupt has 32 bits. What the guest sends elsewhere is none, and goes nowhere.
@@ -134,18 +128,6 @@ impl Messages {
             place.store(packed, Ordering::Release);
         }
     }
-}
-
-/// The first of 2^`log2` free places for routes.
-fn free_routes(bindings: &[Binding], log2: u8) -> Option<u8> {
-    if log2 > MOST_VECTORS {
-        return None;
-    }
-    let count = 1usize << log2;
-    let end = |binding: &Binding| usize::from(binding.route) + (1 << binding.log2_vectors);
-    let is_free =
-        |first: usize| bindings.iter().all(|other| end(other) <= first || first + count <= usize::from(other.route));
-    (0..ROUTES).step_by(count).find(|&first| is_free(first)).and_then(|first| u8::try_from(first).ok())
 }
 
 #[cfg(test)]
@@ -163,9 +145,13 @@ mod tests {
         Message { address: 0xfee0_2000, data: vector }
     }
 
+    fn targets() -> Targets {
+        [vectors::Target { cpu: sched::CpuId(0), apic_id: 0 }].into_iter().collect()
+    }
+
     /// Which guest vector a host vector stands for.
-    fn guest_vector(messages: &Messages, vector: u8) -> Option<u8> {
-        match vectors::source(vector) {
+    fn guest_vector(messages: &Messages, place: Place) -> Option<u8> {
+        match vectors::source(place.target.cpu, place.vector) {
             Some(Source::Message(index)) => messages.route(index).map(|message| message.vector),
             _ => None,
         }
@@ -175,42 +161,33 @@ mod tests {
     #[test]
     fn a_host_vector_stands_for_the_guests_message_while_it_is_bound() {
         let messages = Messages::default();
-        let first = messages.bind(msi(FIRST), message(0x41), 0).unwrap();
+        let first = messages.bind(msi(FIRST), message(0x41), 0, &targets()).unwrap();
         let entry = Owner { sbdf: SECOND, entry: Some(7) };
-        let second = messages.bind(entry, message(0x52), 0).unwrap();
+        let second = messages.bind(entry, message(0x52), 0, &targets()).unwrap();
         assert_ne!(first, second);
         assert_eq!((guest_vector(&messages, first), guest_vector(&messages, second)), (Some(0x41), Some(0x52)));
 
-        assert_eq!(messages.bind(msi(FIRST), message(0x43), 0), Some(first), "bound again, it keeps its vector");
+        assert_eq!(
+            messages.bind(msi(FIRST), message(0x43), 0, &targets()),
+            Some(first),
+            "bound again, it keeps its vector"
+        );
         messages.reroute(entry, message(0x54));
         messages.reroute(msi(SECOND), message(0x55));
         assert_eq!((guest_vector(&messages, first), guest_vector(&messages, second)), (Some(0x43), Some(0x54)));
 
-        let four = messages.bind(msi(FIRST), message(0x60), 2).unwrap();
-        let routed: Vec<_> = (four..four + 4).map(|vector| guest_vector(&messages, vector)).collect();
+        let four = messages.bind(msi(FIRST), message(0x60), 2, &targets()).unwrap();
+        let routed: Vec<_> = (0..4).map(|index| guest_vector(&messages, four.plus(index))).collect();
         assert_eq!(routed, [Some(0x60), Some(0x61), Some(0x62), Some(0x63)]);
 
         messages.reroute(entry, Message { address: 0x1234_5000, data: 0x54 });
         assert_eq!(guest_vector(&messages, second), None, "that is a write to memory");
 
         messages.unbind(SECOND);
-        assert!(vectors::source(second).is_some(), "MSI and MSI-X are two things");
+        assert!(vectors::source(second.target.cpu, second.vector).is_some(), "MSI and MSI-X are two things");
         messages.unbind_entries(SECOND);
         messages.unbind(FIRST);
         assert!(messages.bindings.lock().is_empty());
-        assert!((0..ROUTES as u32).all(|index| messages.route(index).is_none()));
-    }
-
-    #[test]
-    fn routes_of_several_vectors_do_not_overlap_others() {
-        let binding = |route, log2_vectors| Binding { owner: msi(FIRST), route, vector: 0, log2_vectors };
-        assert_eq!(free_routes(&[], 5), Some(0));
-        assert_eq!(free_routes(&[binding(2, 0)], 1), Some(0));
-        assert_eq!(free_routes(&[binding(1, 0)], 1), Some(2));
-        assert_eq!(free_routes(&[binding(0, 5), binding(34, 1)], 2), Some(36));
-        assert_eq!(free_routes(&[binding(0, 5), binding(34, 1)], 1), Some(32));
-        assert_eq!(free_routes(&[], 6), None);
-        let full: Vec<_> = (0..8).map(|row| binding(row * 32, 5)).collect();
-        assert_eq!(free_routes(&full, 0), None);
+        assert!((0..PLACES as u32).all(|index| messages.route(index).is_none()));
     }
 }

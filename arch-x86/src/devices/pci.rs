@@ -11,11 +11,12 @@ use mm::{Flush, P2m};
 use xen_abi::errno::Errno;
 
 use super::messages::{Messages, Owner};
-use crate::apic::local;
+use crate::apic::vectors::{Place, Targets};
 use crate::machine::{self, X86};
 use crate::pci::config::register;
 use crate::pci::{self, Function, Message, PciHost, Sbdf, Width};
 use crate::pci_host::Hardware;
+use crate::percpu;
 use crate::vdev::vpci::ecam::Ecam;
 use crate::vdev::vpci::{Effect, Effects, Vpci};
 
@@ -145,7 +146,7 @@ impl PciBus {
                 Effect::Map { .. } | Effect::Unmap { .. } => {
                     flush = flush.merge(follow_in_memory(&domain.p2m, effect));
                 }
-                _ => self.follow_in_messages(effect, local::id()),
+                _ => self.follow_in_messages(effect, &percpu::targets()),
             }
         }
         if !flush.is_none() {
@@ -210,21 +211,21 @@ impl<H: PciHost> PciBus<H> {
         })
     }
 
-    /// Binds and programs messages, which are to come to the CPU with this local APIC's id.
-    fn follow_in_messages(&self, effect: Effect, apic_id: u32) {
+    /// Binds and programs messages, which are to come to one of these CPUs.
+    fn follow_in_messages(&self, effect: Effect, targets: &Targets) {
         match effect {
             Effect::Map { .. } | Effect::Unmap { .. } => {}
-            Effect::MsiBind { sbdf, message, log2_vectors } => self.bind_msi(sbdf, message, log2_vectors, apic_id),
+            Effect::MsiBind { sbdf, message, log2_vectors } => self.bind_msi(sbdf, message, log2_vectors, targets),
             Effect::MsiRoute { sbdf, message } => self.messages.reroute(Owner { sbdf, entry: None }, message),
             Effect::MsiUnbind { sbdf } => self.messages.unbind(sbdf),
             Effect::MsixEntry { sbdf, entry, message, masked } => {
                 let functions = self.functions.lock();
-                self.set_entry(&functions, sbdf, (entry, message, masked), apic_id);
+                self.set_entry(&functions, sbdf, (entry, message, masked), targets);
             }
             Effect::MsixSync { sbdf } => {
                 let functions = self.functions.lock();
                 for entry in functions.msix_entries(sbdf) {
-                    self.set_entry(&functions, sbdf, entry, apic_id);
+                    self.set_entry(&functions, sbdf, entry, targets);
                 }
             }
             Effect::MsixUnbind { sbdf } => {
@@ -234,20 +235,19 @@ impl<H: PciHost> PciBus<H> {
         }
     }
 
-    fn bind_msi(&self, sbdf: Sbdf, message: Message, log2_vectors: u8, apic_id: u32) {
+    fn bind_msi(&self, sbdf: Sbdf, message: Message, log2_vectors: u8, targets: &Targets) {
         let capability = self.functions.lock().function(sbdf).and_then(|function| function.msi);
         let Some(capability) = capability else { return };
-        match self.messages.bind(Owner { sbdf, entry: None }, message, log2_vectors) {
-            Some(vector) => {
-                let message = host_message(vector, apic_id);
-                pci::program_msi(&self.hardware, sbdf, &capability, message, log2_vectors);
+        match self.messages.bind(Owner { sbdf, entry: None }, message, log2_vectors, targets) {
+            Some(place) => {
+                pci::program_msi(&self.hardware, sbdf, &capability, host_message(place), log2_vectors);
             }
             None => no_vector(sbdf),
         }
     }
 
     /// Has the device do what the guest's entry says: its index, its message, and whether it is masked.
-    fn set_entry(&self, functions: &Vpci, sbdf: Sbdf, guest: (u16, Message, bool), apic_id: u32) {
+    fn set_entry(&self, functions: &Vpci, sbdf: Sbdf, guest: (u16, Message, bool), targets: &Targets) {
         let (entry, message, masked) = guest;
         let Some(table) = functions.msix_table(sbdf) else { return };
         if masked || !message.is_interrupt() {
@@ -255,11 +255,8 @@ impl<H: PciHost> PciBus<H> {
             pci::mask_msix_entry(&self.hardware, table, entry, true);
             return;
         }
-        match self.messages.bind(Owner { sbdf, entry: Some(entry) }, message, 0) {
-            Some(vector) => {
-                let message = host_message(vector, apic_id);
-                pci::program_msix_entry(&self.hardware, table, entry, message, false);
-            }
+        match self.messages.bind(Owner { sbdf, entry: Some(entry) }, message, 0, targets) {
+            Some(place) => pci::program_msix_entry(&self.hardware, table, entry, host_message(place), false),
             None => no_vector(sbdf),
         }
     }
@@ -285,9 +282,9 @@ fn no_vector(sbdf: Sbdf) {
     log::error!(target: "pci", "{sbdf}: no interrupt vector is left; the device gets no interrupts");
 }
 
-/// What a device is to send for a vector: fixed, an edge, to the CPU with this id.
-fn host_message(vector: u8, apic_id: u32) -> Message {
-    Message { address: 0xfee0_0000 | u64::from(apic_id & 0xff) << 12, data: vector.into() }
+/// What a device is to send for a CPU's vector: fixed, an edge.
+fn host_message(place: Place) -> Message {
+    Message { address: 0xfee0_0000 | u64::from(place.target.apic_id) << 12, data: place.vector.into() }
 }
 
 /// Maps or unmaps device memory, one to one.

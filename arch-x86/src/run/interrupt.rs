@@ -53,7 +53,7 @@ fn serve(system: &'static System<X86>, cpu: &'static PerCpu, vector: u8) {
             local::eoi();
             log::warn!(target: "apic", "CPU {}: local APIC error", cpu.id.0);
         }
-        _ => device(system, vector),
+        _ => device(system, cpu, vector),
     }
 }
 
@@ -76,8 +76,8 @@ fn timer(system: &'static System<X86>, cpu: &'static PerCpu) {
 }
 
 #[inline]
-fn device(system: &'static System<X86>, vector: u8) {
-    match vectors::source(vector) {
+fn device(system: &'static System<X86>, cpu: &'static PerCpu, vector: u8) {
+    match vectors::source(cpu.id, vector) {
         Some(Source::Gsi(gsi)) => {
             if let Some(domain) = system.control() {
                 // A level line stays masked until the guest's own EOI: the local APIC is free again at once.
