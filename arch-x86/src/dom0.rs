@@ -9,7 +9,6 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
-use core::arch::x86_64::{__cpuid_count, CpuidResult};
 use core::ops::{Range, RangeInclusive};
 
 use hypervisor::build::dom0_mem::{Dom0Mem, Size};
@@ -31,6 +30,7 @@ use xen_abi::x86::XEN_CPUID_TSC_MODE_NEVER_EMULATE;
 
 use crate::acpi;
 use crate::construct::{self, Beginning, Plan};
+use crate::cpu::model::Model;
 use crate::devices::Devices;
 use crate::devices::pci::PciBus;
 use crate::engine::Nested;
@@ -247,7 +247,7 @@ fn assemble(
     wanted: &Wanted<'_>,
     share: Share,
 ) -> Result<Domain<X86>, String> {
-    let p2m = P2m::new(ready.engine.format(), system.memory, DomainId::DOM0)
+    let p2m = P2m::new(ready.engine.format().with_large_code(), system.memory, DomainId::DOM0)
         .map_err(|why| format!("its page tables: {why:?}"))?;
     map_memory(&p2m, platform, wanted, &share)?;
     p2m.keep_tables(SPARE_TABLES).map_err(|why| format!("spare page tables: {why:?}"))?;
@@ -392,10 +392,8 @@ fn find_pci(p2m: &P2m<Nested>, platform: &Platform, wanted: &Wanted<'_>) -> Resu
 
 /// AMD since family 10h: port 0xcf8 takes four more bits of the register.
 fn has_extended_ports() -> bool {
-    let CpuidResult { eax, ebx, ecx, edx } = __cpuid_count(0, 0);
-    let signature = __cpuid_count(1, 0).eax;
-    let family = (signature >> 8 & 0xf) + (signature >> 20 & 0xff);
-    Vendor::of([eax, ebx, ecx, edx]) == Vendor::Amd && family >= 0x10
+    let here = Model::here();
+    here.vendor == Vendor::Amd && here.family >= 0x10
 }
 
 #[cfg(test)]

@@ -164,6 +164,16 @@ pub enum Nested {
     Npt(Npt),
 }
 
+impl Nested {
+    /// For a domain that is trusted with what its processor does when the size of a page that code runs in changes.
+    pub fn with_large_code(self) -> Nested {
+        match self {
+            Nested::Ept(format) => Nested::Ept(Ept { large_code: true, ..format }),
+            Nested::Npt(format) => Nested::Npt(format),
+        }
+    }
+}
+
 impl PageFormat for Nested {
     const LEVELS: u8 = 4;
 
@@ -188,6 +198,14 @@ impl PageFormat for Nested {
         match self {
             Nested::Ept(format) => format.decode(entry, level),
             Nested::Npt(format) => format.decode(entry, level),
+        }
+    }
+
+    #[inline]
+    fn runs_large_code(&self) -> bool {
+        match self {
+            Nested::Ept(format) => format.runs_large_code(),
+            Nested::Npt(format) => format.runs_large_code(),
         }
     }
 

@@ -2,7 +2,7 @@
 //! vCPU needs it.
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use mm::{Clean, Frames, Memory, OutOfMemory, Window};
 
@@ -12,6 +12,7 @@ use crate::state::{FpuImage, LEGACY};
 pub const SWITCHED: u64 = 0x2e7;
 
 static IN_USE: AtomicU64 = AtomicU64::new(0);
+static KEEPS_POINTERS: AtomicBool = AtomicBool::new(false);
 
 /// Notes which states this machine has.
 pub fn set_switched_states(mask: u64) {
@@ -21,6 +22,19 @@ pub fn set_switched_states(mask: u64) {
 /// The states that are switched on this machine, as bits of XCR0; 0 without XSAVE.
 pub fn switched_states() -> u64 {
     IN_USE.load(Ordering::Relaxed)
+}
+
+/// Notes that this machine's CPUs save and restore the addresses of the last x87 instruction only where it has left an exception pending: AMD's without
+/// RstrFpErrPtrs (APM Vol. 2, 11.4.4.3, and CPUID Fn8000_0008_EBX).
+pub fn set_keeps_pointers(keeps: bool) {
+    KEEPS_POINTERS.store(keeps, Ordering::Relaxed);
+}
+
+/// Puts an address of the host's own where the last vCPU's would be seen by the next.
+fn forget_pointers() {
+    let zero = 0u32;
+    // SAFETY: what is in the registers is restored next, and pending exceptions are cleared before an instruction could raise them.
+    unsafe { asm!("fnclex", "ffree st(7)", "fild dword ptr [{0}]", in(reg) &zero, options(nostack)) };
 }
 
 /// Where a vCPU's state is kept while it is not in the CPU.
@@ -79,8 +93,17 @@ impl FpuArea {
         }
     }
 
+    /// An x87 exception is pending in the state, unmasked: FCW and FSW are its first words.
+    fn has_exception_pending(&self) -> bool {
+        let words = self.window.read_u64(self.frames.mfn().phys()).unwrap_or(0);
+        (words >> 16) & !words & 0x3f != 0
+    }
+
     /// Puts this state into the CPU.
     pub fn restore(&self) {
+        if KEEPS_POINTERS.load(Ordering::Relaxed) && !self.has_exception_pending() {
+            forget_pointers();
+        }
         // SAFETY: what is restored was saved there, or is the initial state written by `new`; the area is not a guest's to write.
         unsafe {
             if self.mask == 0 {

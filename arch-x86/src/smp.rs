@@ -23,6 +23,7 @@ use crate::apic::local;
 use crate::cpu::control::Protections;
 use crate::cpu::gdt::CpuTables;
 use crate::cpu::idt;
+use crate::cpu::model;
 use crate::cpu::stack::Stacks;
 use crate::cpu::topology::{self, Features};
 use crate::engine::{CpuEngine, Host, HostState, Wishes};
@@ -280,6 +281,7 @@ fn set_up(starting: &Starting) -> Result<CpuEngine, String> {
     }
     starting.place.call_once(own_place);
     host::enable_xsave();
+    model::work_around();
     local::init_this();
     if local::id() != starting.cpu.apic_id {
         return Err(format!("its APIC id is {} and not what the MADT says", local::id()));

@@ -15,8 +15,10 @@ use crate::acpi::{
 };
 use crate::apic::{io, local};
 use crate::cpu::gdt::CpuTables;
+use crate::cpu::model::{self, Model};
 use crate::engine::{Host, HostState, Wishes};
 use crate::percpu::PerCpu;
+use crate::policy::Vendor;
 use crate::port::{inb, inl, outb};
 use crate::time::calibrate::{Counters, Moment, calibrate};
 use crate::time::{self, Clock};
@@ -152,6 +154,10 @@ fn note_features() {
     let extended = cpuid.get_extended_processor_and_feature_identifiers();
     host::set_features(extended.is_some_and(|has| has.has_rdtscp()), has_xsave);
     host::enable_xsave();
+    model::work_around();
+    let capacity = cpuid.get_processor_capacity_feature_info();
+    let restores_pointers = capacity.is_some_and(|has| has.has_restore_fp_error_ptrs());
+    fpu::set_keeps_pointers(Model::here().vendor == Vendor::Amd && !restores_pointers);
     if has_xsave {
         let states = __cpuid_count(0xd, 0);
         fpu::set_switched_states((u64::from(states.edx) << 32 | u64::from(states.eax)) & fpu::SWITCHED);

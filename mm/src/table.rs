@@ -166,4 +166,9 @@ pub trait PageFormat: Copy {
 
     /// The largest page that this machine's CPUs can map.
     fn largest(&self) -> PageSize;
+
+    /// Code runs in pages of any size. Elsewhere a page of 4 KiB is needed where code is to run: [`P2m::split_at`](crate::P2m::split_at).
+    fn runs_large_code(&self) -> bool {
+        true
+    }
 }

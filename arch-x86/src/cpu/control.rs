@@ -56,6 +56,8 @@ impl Protections {
         cr4.set(Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION, self.smep);
         cr4.set(Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION, self.smap);
         cr4.set(Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION, self.umip);
+        // Without it FXSAVE may leave the XMM registers out (SDM Vol. 3, 2.5).
+        cr4.insert(Cr4Flags::OSFXSR);
         // SAFETY: only bits that the processor has are set; the host has no user-mode pages, so none of them takes anything away.
         unsafe {
             Efer::update(|efer| efer.set(EferFlags::NO_EXECUTE_ENABLE, self.no_execute));

@@ -4,6 +4,7 @@ pub mod control;
 pub mod exceptions;
 pub mod gdt;
 pub mod idt;
+pub mod model;
 pub mod registers;
 pub mod stack;
 pub mod topology;

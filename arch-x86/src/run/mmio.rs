@@ -2,7 +2,8 @@
 
 use hypervisor::machine::Machine;
 use hypervisor::physmap::on_demand;
-use mm::addr::{Gfn, GuestPhys};
+use mm::addr::{Gfn, GuestPhys, PageSize};
+use mm::table::PageFormat;
 
 use super::{Next, Running};
 use crate::context::GuestTables;
@@ -65,6 +66,10 @@ impl Running<'_> {
                 && (!access.write || mapping.kind.writable())
                 && (!access.fetch || mapping.kind.executable())
             {
+                let too_large = access.fetch && mapping.size != PageSize::Size4K;
+                if too_large && !self.domain.p2m.format().runs_large_code() {
+                    return self.split_for_code(access.at.gfn());
+                }
                 return Next::Enter;
             }
             if mapping.kind.comes_when_touched() {
@@ -83,6 +88,18 @@ impl Running<'_> {
             return self.crash_at(access, "has a page table where no RAM is");
         }
         self.emulate(access.at)
+    }
+
+    /// Code is to run in a page that is too large for it.
+    #[cold]
+    #[inline(never)]
+    fn split_for_code(&mut self, gfn: Gfn) -> Next {
+        if self.domain.p2m.split_at(gfn).is_ok() {
+            return Next::Enter;
+        }
+        let (name, tables) = (&self.domain.name, self.domain.p2m.table_frames());
+        log::error!(target: "vcpu", "{name} has no memory for another page table beside {tables}; raise its shadow_memory=, or free memory of the host's");
+        self.crash("its code needs smaller pages")
     }
 
     /// The first touch of a page that is populated on demand.

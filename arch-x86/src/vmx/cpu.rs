@@ -12,6 +12,7 @@ use mm::Memory;
 use super::caps::{Caps, EptVpid, Secondary, msr};
 use super::ept::Ept;
 use super::vmcs;
+use crate::cpu::model;
 use crate::engine::Wishes;
 use crate::fault::rdmsr_safe;
 use crate::msr::{rdmsr, wrmsr};
@@ -35,9 +36,9 @@ pub fn capabilities(wishes: Wishes) -> Result<Caps, String> {
     Caps::read(|number| rdmsr_safe(number).unwrap_or(0), wishes)
 }
 
-/// The nested page tables that go with these capabilities.
+/// The nested page tables that go with these capabilities, for a domain that nobody trusts.
 pub fn format(caps: &Caps) -> Ept {
-    Ept { gigabyte_pages: caps.ept.contains(EptVpid::PAGES_1G) }
+    Ept { gigabyte_pages: caps.ept.contains(EptVpid::PAGES_1G), large_code: !model::breaks_on_large_code() }
 }
 
 /// Instructions for which the control is missing that lets them through.

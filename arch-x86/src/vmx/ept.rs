@@ -18,6 +18,8 @@ const FRAME_MASK: u64 = 0x000f_ffff_ffff_f000;
 pub struct Ept {
     /// The CPU has 1 GiB pages.
     pub gigabyte_pages: bool,
+    /// Code may run in pages larger than 4 KiB.
+    pub large_code: bool,
 }
 
 fn access(kind: PageKind) -> u64 {
@@ -31,8 +33,9 @@ impl PageFormat for Ept {
     fn leaf(&self, frame: Mfn, size: PageSize, kind: PageKind, memory: MemoryType) -> u64 {
         // IPAT (bit 6) stays clear: the guest's PAT may still make uncached memory write-combining.
         let large = if size == PageSize::Size4K { 0 } else { LEAF };
+        let withheld = if large != 0 && !self.large_code { EXECUTE } else { 0 };
         (frame.phys().0 & FRAME_MASK)
-            | access(kind)
+            | access(kind) & !withheld
             | (memory as u64) << MEMORY_TYPE_SHIFT
             | large
             // Kinds count from one here, so that an entry without access is still not an empty one.
@@ -64,5 +67,10 @@ impl PageFormat for Ept {
 
     fn largest(&self) -> PageSize {
         if self.gigabyte_pages { PageSize::Size1G } else { PageSize::Size2M }
+    }
+
+    #[inline]
+    fn runs_large_code(&self) -> bool {
+        self.large_code
     }
 }

@@ -30,7 +30,9 @@ const INTERCEPTED_EXCEPTIONS: u32 =
     1 << exception::MACHINE_CHECK | 1 << exception::DEBUG | 1 << exception::ALIGNMENT_CHECK;
 
 /// Interruptibility (SDM Vol. 3, 25.4.2).
-const BLOCKED_BY_STI_OR_MOV_SS: u32 = 0b11;
+const BLOCKED_BY_STI: u32 = 1 << 0;
+const BLOCKED_BY_MOV_SS: u32 = 1 << 1;
+const BLOCKED_BY_STI_OR_MOV_SS: u32 = BLOCKED_BY_STI | BLOCKED_BY_MOV_SS;
 const BLOCKED_BY_NMI: u32 = 1 << 3;
 
 const EVENT_VALID: u32 = 1 << 31;
@@ -306,7 +308,14 @@ impl VmxVcpu {
         }
     }
 
+    /// Asks for an exit as soon as the guest can take an NMI, or takes that back.
     pub fn set_nmi_window(&mut self, open: bool) {
+        // STI may or may not keep that exit from coming (SDM Vol. 3, 26.2), and an NMI that is injected may have to wait for it: where it does not, there would
+        // be no end. MOV SS blocks as long, and both.
+        let blocked = read(GUEST_INTERRUPTIBILITY);
+        if open && blocked & BLOCKED_BY_STI != 0 {
+            write(GUEST_INTERRUPTIBILITY, blocked & !BLOCKED_BY_STI | BLOCKED_BY_MOV_SS);
+        }
         self.set_primary(Primary::NMI_WINDOW_EXITING, open);
     }
 

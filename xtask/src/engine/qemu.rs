@@ -16,7 +16,7 @@ pub enum Accelerator {
 
 const PROGRAM: &str = "qemu-system-x86_64";
 /// TCG's RDTSCP intercept and MWAIT misbehave.
-const TCG_CPU: &str = "EPYC,+svm,+npt,-rdtscp,-monitor";
+pub const TCG_CPU: &str = "EPYC,+svm,+npt,-rdtscp,-monitor";
 
 /// Debian's OVMF, with room for its variables: each machine gets a copy of those.
 const OVMF: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";

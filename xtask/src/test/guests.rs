@@ -4,6 +4,7 @@ use super::case::{Boot, Case, Context, host_is_well, last_lines, module, nothing
 use crate::build;
 use crate::console::{End, Run};
 use crate::engine::Engine;
+use crate::engine::qemu::TCG_CPU;
 use anyhow::{Context as _, Result, bail, ensure};
 
 /// How a guest's run has to end.
@@ -39,10 +40,14 @@ struct Equipment {
     name: &'static str,
     /// As QEMU names them.
     devices: &'static [&'static str],
+    /// A feature that its CPUs lack, as QEMU names it: a machine of QEMU's alone.
+    without: Option<&'static str>,
+    /// It has one CPU, which the guest's vCPUs share.
+    shared: bool,
     told: &'static str,
 }
 
-const PLAIN: &[Equipment] = &[Equipment { name: "run", devices: &[], told: "" }];
+const PLAIN: Equipment = Equipment { name: "run", devices: &[], without: None, shared: false, told: "" };
 
 const fn guest(name: &'static str, about: &'static str) -> Guest {
     Guest {
@@ -53,7 +58,7 @@ const fn guest(name: &'static str, about: &'static str) -> Guest {
         limit: 60,
         ends: Ends::Done,
         engines: |_| true,
-        machines: PLAIN,
+        machines: &[PLAIN],
         xen_differs: &[],
         machine_differs: &[],
     }
@@ -93,6 +98,11 @@ const GUESTS: &[Guest] = &[
     Guest {
         cpus: 2,
         limit: 120,
+        machines: &[
+            PLAIN,
+            Equipment { name: "one_cpu", shared: true, ..PLAIN },
+            Equipment { name: "no_xsave", shared: true, without: Some("xsave"), ..PLAIN },
+        ],
         ..guest("fpu_state", "x87, SSE and AVX registers, XCR0, DR0-DR3 and TSC_AUX survive exits and another vCPU")
     },
     guest("apic_priority", "the task priority, by its register and by CR8"),
@@ -136,14 +146,14 @@ const GUESTS: &[Guest] = &[
     },
     Guest {
         engines: |engine| matches!(engine, Engine::Qemu(_)),
-        machines: &[Equipment { name: "run", devices: &["e1000e", "edu"], told: "" }],
+        machines: &[Equipment { devices: &["e1000e", "edu"], ..PLAIN }],
         ..guest("pci_config", "configuration space by ports and memory, BARs, MSI and MSI-X")
     },
     Guest {
         engines: |engine| matches!(engine, Engine::Qemu(_)),
         machines: &[
-            Equipment { name: "intel", devices: &["intel-iommu"], told: "registers=fed90000" },
-            Equipment { name: "amd", devices: &["amd-iommu"], told: "registers=fed80000" },
+            Equipment { name: "intel", devices: &["intel-iommu"], told: "registers=fed90000", ..PLAIN },
+            Equipment { name: "amd", devices: &["amd-iommu"], told: "registers=fed80000", ..PLAIN },
         ],
         xen_differs: &[("qemu", "no IOMMU by the ports"), ("qemu", "no IOMMU by memory")],
         ..guest("iommu_hidden", "the IOMMU's tables, function and registers are out of sight")
@@ -164,7 +174,9 @@ fn case(guest: Guest) -> Case {
         engines: guest.engines,
         prepare: nothing_to_prepare(),
         run: Box::new(move |context| {
-            guest.machines.iter().try_for_each(|equipment| {
+            let is_qemu = matches!(context.engine, Engine::Qemu(_));
+            let mut there = guest.machines.iter().filter(|equipment| is_qemu || equipment.without.is_none());
+            there.try_for_each(|equipment| {
                 run(&guest, equipment, context).with_context(|| format!("on machine \"{}\"", equipment.name))
             })
         }),
@@ -179,7 +191,8 @@ fn run(guest: &Guest, equipment: &Equipment, context: &Context<'_>) -> Result<()
             corten_args: format!("dom0_mem=128M {vcpus}{}", guest.args).trim_end().to_string(),
             modules: vec![module(&build::guest(guest.name), equipment.told)],
             devices: equipment.devices.iter().flat_map(|device| ["-device".to_string(), device.to_string()]).collect(),
-            cpus: guest.cpus,
+            cpu: equipment.without.map(|feature| format!("{TCG_CPU},-{feature}")),
+            cpus: if equipment.shared { 1 } else { guest.cpus },
             limit: guest.limit,
             until: match guest.ends {
                 Ends::Done => Vec::new(),
