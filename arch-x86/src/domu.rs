@@ -91,6 +91,9 @@ pub fn build<'a>(
     let mut memory = Populated::new(p2m, &share.ram)
         .map_err(|why| format!("memory={}: there is not as much free ({why:?}); lower it", Size(spec.memory)))?;
     let start = placed.write(&mut memory, &share)?;
+    let p2m = memory.p2m().map_err(|why| format!("its memory: {why:?}"))?;
+    p2m.keep_tables_for_code(share.given.bytes / PAGE)
+        .map_err(|why| format!("tables for the pages that its code runs in: {why:?}"))?;
 
     let io_apics = IoApics::new(&[]).map_err(|why| format!("its I/O APICs: {why:?}"))?;
     let pages = share.given.bytes / PAGE;

@@ -32,9 +32,9 @@ pub fn set_keeps_pointers(keeps: bool) {
 
 /// Puts an address of the host's own where the last vCPU's would be seen by the next.
 fn forget_pointers() {
-    let zero = 0u32;
+    static ZERO: u32 = 0;
     // SAFETY: what is in the registers is restored next, and pending exceptions are cleared before an instruction could raise them.
-    unsafe { asm!("fnclex", "ffree st(7)", "fild dword ptr [{0}]", in(reg) &zero, options(nostack)) };
+    unsafe { asm!("fnclex", "ffree st(7)", "fild dword ptr [{0}]", in(reg) &ZERO, options(nostack)) };
 }
 
 /// Where a vCPU's state is kept while it is not in the CPU.

@@ -18,7 +18,7 @@ use sched::{Affinity, CpuId, Nanos, Presence, Terms, VcpuKey};
 use spin::Once;
 use xen_abi::domctl::CreateDomain;
 use xen_abi::errno::Errno;
-use xen_abi::types::DomainId;
+use xen_abi::types::{DomainId, VcpuId};
 use xen_abi::x86::{CpuidLeaf, MsrEntry};
 
 use crate::context::{Context, GuestTables};
@@ -28,7 +28,7 @@ use crate::percpu::{self, Retirement};
 use crate::policies::{self, DomainPolicy};
 use crate::policy::GuestPolicy;
 use crate::time::Clock;
-use crate::vdev::vlapic::{Delivery, LapicInbox, Message, Posted, Target};
+use crate::vdev::vlapic::{Delivery, Identity, LapicInbox, Message, Posted, Target};
 use crate::{hvm_context, state};
 
 /// Guests' local-APIC ids are this many times the vCPU's number, as Xen has it: as if each vCPU were the first thread of a core.
@@ -238,9 +238,13 @@ impl X86Domain {
     }
 }
 
-/// Delivers an interrupt message within a domain. `sender` is the vCPU whose local APIC sent it.
+/// The vCPUs, as APICs, that a message may be for.
 #[inline]
-pub fn deliver(domain: &Domain<X86>, sender: Option<u32>, message: Message) {
+fn apics(
+    domain: &Domain<X86>,
+    sender: Option<u32>,
+    message: Message,
+) -> impl Iterator<Item = (u32, Identity)> + Clone + '_ {
     // An id names a vCPU: the others need not be looked at.
     let candidates = match (message.target, sender) {
         (Target::Destination(destination), _) => {
@@ -252,13 +256,24 @@ pub fn deliver(domain: &Domain<X86>, sender: Option<u32>, message: Message) {
     };
     let vcpus = domain.vcpus.iter().skip(*candidates.start() as usize);
     let vcpus = vcpus.take((candidates.end().saturating_sub(*candidates.start()) as usize).saturating_add(1));
-    let apics = vcpus.map(|vcpu| (vcpu.id.0, vcpu.machine.inbox.identity()));
+    vcpus.map(|vcpu| (vcpu.id.0, vcpu.machine.inbox.identity()))
+}
+
+/// The CPU on which the first vCPU that a message is for runs, or ran last.
+pub fn cpu_near(domain: &Domain<X86>, message: Message) -> Option<CpuId> {
+    let receiver = message.receivers(None, apics(domain, None, message), 0).next()?;
+    domain.vcpu(VcpuId(receiver)).map(|vcpu| vcpu.machine.place().0)
+}
+
+/// Delivers an interrupt message within a domain. `sender` is the vCPU whose local APIC sent it.
+#[inline]
+pub fn deliver(domain: &Domain<X86>, sender: Option<u32>, message: Message) {
     let turn = match message.delivery {
         Delivery::LowestPriority => domain.machine.turn.fetch_add(1, Ordering::Relaxed),
         _ => 0,
     };
-    for receiver in message.receivers(sender, apics, turn) {
-        let Some(vcpu) = domain.vcpu(xen_abi::types::VcpuId(receiver)) else { continue };
+    for receiver in message.receivers(sender, apics(domain, sender, message), turn) {
+        let Some(vcpu) = domain.vcpu(VcpuId(receiver)) else { continue };
         if vcpu.machine.inbox.accept(message.delivery, message.vector, message.level) == Posted::New {
             rouse(vcpu);
         }

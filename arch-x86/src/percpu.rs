@@ -209,8 +209,12 @@ pub fn all() -> impl Iterator<Item = &'static PerCpu> {
 
 /// The CPUs that devices can interrupt, this one first if it is one of them.
 pub fn targets() -> Targets {
-    let here = this().id;
-    let in_order = get(here).into_iter().chain(all().filter(|cpu| cpu.id != here));
+    targets_near(this().id)
+}
+
+/// As [`targets`], with another CPU first.
+pub fn targets_near(first: CpuId) -> Targets {
+    let in_order = get(first).into_iter().chain(all().filter(|cpu| cpu.id != first));
     let target = |cpu: &PerCpu| {
         let apic_id = u8::try_from(cpu.apic_id).ok().filter(|&id| id != u8::MAX)?;
         (cpu.id.index() < CPUS).then_some(Target { cpu: cpu.id, apic_id })

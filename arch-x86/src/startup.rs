@@ -149,7 +149,7 @@ pub fn boot_cpu(
 fn note_features() {
     let cpuid = raw_cpuid::CpuId::new();
     let features = cpuid.get_feature_info();
-    mm::lock::set_preempted(features.as_ref().is_some_and(|has| has.has_hypervisor()));
+    mm::lock::set_preempted(model::is_below_another());
     let has_xsave = features.is_some_and(|has| has.has_xsave());
     let extended = cpuid.get_extended_processor_and_feature_identifiers();
     host::set_features(extended.is_some_and(|has| has.has_rdtscp()), has_xsave);

@@ -182,7 +182,7 @@ pub struct FreeMemory {
     taken: ArrayVec<Range<u64>, 8>,
 }
 
-/// 32-bit addresses end here; Corten's own memory stays below where it can.
+/// 32-bit addresses end here; what Corten takes stays below where it can, but for the frame table.
 const BELOW_4G: u64 = 1 << 32;
 
 impl FreeMemory {

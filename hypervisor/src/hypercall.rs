@@ -76,7 +76,7 @@ impl Answer for Result<Outcome, Errno> {
 #[inline]
 fn refuse(arguments: Arguments, errno: Errno) -> Outcome {
     match errno {
-        // Memory for an argument is being looked for.
+        // Something comes first, a part at a time: memory for an argument, what is left of a domain.
         Errno::ERESTART => Outcome::Continue(arguments),
         errno => Outcome::Return(errno.as_return()),
     }

@@ -200,8 +200,8 @@ fn give_up<M: Machine>(system: &System<M>, domain: &Domain<M>, mfn: Mfn, size: P
             debug_assert_eq!(given, Ok(()), "{mfn} was the domain's own");
         }
     }
-    // Those that linger are counted by now: at no time do others count for less than there are.
-    domain.pages.fetch_sub(frames, Ordering::Relaxed);
+    // Those that linger are counted as such before they are no longer counted here: twice meanwhile, and never not at all.
+    domain.pages.fetch_sub(frames, Ordering::Release);
 }
 
 /// Gives the domain RAM at `gfn`, `2^order` frames, where nothing is mapped. EEXIST if something is; ENOMEM if there is no memory, if the
@@ -225,14 +225,20 @@ fn charge<M: Machine>(domain: &Domain<M>, frames: u64) -> Result<(), Errno> {
         return Err(Errno::ENOMEM);
     }
     let most = domain.max_pages.load(Ordering::Relaxed);
-    let lingering = domain.p2m.memory().lingering(domain.id);
-    let most = most.saturating_sub(lingering);
-    let add = |held: u64| held.checked_add(frames).filter(|total| *total <= most);
-    domain.pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).map(|_| ()).map_err(|_| Errno::ENOMEM)
+    // In this order: see `give_up`.
+    let add = |held: u64| {
+        let lingering = domain.p2m.memory().lingering(domain.id);
+        held.checked_add(frames).filter(|total| total.saturating_add(lingering) <= most)
+    };
+    domain.pages.fetch_update(Ordering::Relaxed, Ordering::Acquire, add).map(|_| ()).map_err(|_| Errno::ENOMEM)
 }
 
 fn give_new<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, order: u8) -> Result<(), Errno> {
     let frames = 1u64.wrapping_shl(order.into());
+    if order >= PageSize::Size2M.order() {
+        let pages = domain.pages.load(Ordering::Relaxed).saturating_add(domain.p2m.pod().entries);
+        domain.p2m.keep_tables_for_code(pages)?;
+    }
     let (block, claimed) = system.draw(domain, order)?;
     if order > PageSize::Size2M.order() && !block.is_known_clean() {
         // Zeroing a gibibyte takes long. Smaller pages are asked for next.

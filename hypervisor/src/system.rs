@@ -21,6 +21,8 @@ pub struct System<M: Machine> {
     domains: RwLock<Vec<Arc<Domain<M>>>>,
     /// Domains that are gone, while somebody may still look at them.
     graves: Lock<Vec<Grave<M>>>,
+    /// CPUs that have taken one of those to work on it.
+    burying: AtomicU32,
     /// The number that was given out last.
     last_id: AtomicU32,
     /// Pages that are kept free for domains (XENMEM_claim_pages). Changes with the lock held; who only asks whether there are any takes none.
@@ -37,6 +39,7 @@ impl<M: Machine> System<M> {
             memory,
             domains: RwLock::new(Vec::new()),
             graves: Lock::new(Rank::Domains, Vec::new()),
+            burying: AtomicU32::new(0),
             last_id: AtomicU32::new(0),
             claimed: AtomicU64::new(0),
             claims: Lock::new(Rank::DomainControl, ()),
@@ -75,7 +78,11 @@ impl<M: Machine> System<M> {
         let domains = self.domains.read();
         let last = self.last_id.load(Ordering::Relaxed);
         let candidates = (last.saturating_add(1)..END).chain(1..END);
-        let is_free = |id: &u32| domains.binary_search_by_key(&(*id as u16), |domain| domain.id.0).is_err();
+        let is_free = |id: &u32| {
+            let id = *id as u16;
+            // Whoever still uses what was of a domain's with that number is not to be the next one's burden.
+            domains.binary_search_by_key(&id, |domain| domain.id.0).is_err() && self.memory.lingering(DomainId(id)) == 0
+        };
         let id = candidates.take(END as usize).find(is_free)?;
         self.last_id.store(id, Ordering::Relaxed);
         Some(DomainId(id as u16))
@@ -101,7 +108,7 @@ impl<M: Machine> System<M> {
     // ---- domains that are gone ----
 
     /// Keeps a domain that is on the list no more until nobody looks at it. Should there be no memory for that, it stays for ever.
-    pub(crate) fn bury(&self, grave: Grave<M>) {
+    pub(crate) fn add_grave(&self, grave: Grave<M>) {
         let mut graves = self.graves.lock();
         if graves.try_reserve(1).is_ok() {
             graves.push(grave);
@@ -110,11 +117,26 @@ impl<M: Machine> System<M> {
         }
     }
 
-    /// A domain that nobody but the caller has any more.
-    pub(crate) fn next_grave(&self) -> Option<Grave<M>> {
-        let mut graves = self.graves.lock();
-        let index = graves.iter().position(|grave| Arc::strong_count(&grave.domain) == 1)?;
-        Some(graves.swap_remove(index))
+    /// Works on a domain that nobody has any more, until `work` says that it is done. False if there is none, nor another CPU at such a one.
+    pub(crate) fn work_on_a_grave(&self, work: impl FnOnce(&mut Grave<M>) -> bool) -> bool {
+        let grave = {
+            let mut graves = self.graves.lock();
+            match graves.iter().position(|grave| Arc::strong_count(&grave.domain) == 1) {
+                Some(index) => {
+                    self.burying.fetch_add(1, Ordering::Relaxed);
+                    graves.swap_remove(index)
+                }
+                None => return self.burying.load(Ordering::Relaxed) != 0,
+            }
+        };
+        let mut grave = grave;
+        if work(&mut grave) {
+            drop(grave);
+        } else {
+            self.add_grave(grave);
+        }
+        self.burying.fetch_sub(1, Ordering::Release);
+        true
     }
 
     /// Whether a domain is still to be given back.

@@ -78,7 +78,7 @@ pub fn destroy<M: Machine>(system: &System<M>, domain: &Arc<Domain<M>>) -> bool 
     let done = teardown.step(system, domain);
     domain.control.give_ending(teardown);
     if done && system.remove(domain.id).is_some() {
-        system.bury(Grave::new(Arc::clone(domain)));
+        system.add_grave(Grave::new(Arc::clone(domain)));
         event::send_global_virq(system, VIRQ_DOM_EXC);
     }
     done
@@ -110,14 +110,10 @@ impl<M: Machine> Grave<M> {
     }
 }
 
-/// Gives back a part of what is left of domains that are on no list any more. True if there is more to do, in domains that nobody looks at.
+/// Gives back a part of what is left of domains that are on no list any more. True if there may be more to do, in domains that nobody looks at.
 #[must_use]
 pub fn bury<M: Machine>(system: &System<M>) -> bool {
-    let Some(mut grave) = system.next_grave() else { return false };
-    if !grave.step(system) {
-        system.bury(grave);
-    }
-    true
+    system.work_on_a_grave(|grave| grave.step(system))
 }
 
 /// As [`bury`], until nothing is left.

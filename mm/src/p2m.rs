@@ -551,19 +551,9 @@ impl<F: PageFormat> P2m<F> {
     /// # Errors
     /// EINVAL for a gfn beyond the end, ENOMEM.
     pub fn split_at(&self, gfn: Gfn) -> Result<(), Errno> {
-        Self::check_range(gfn, 1)?;
+        let range = Self::check_range(gfn, 1)?;
         let _edit = self.edit.lock();
-        let (mut table, mut level) = (self.root, F::LEVELS);
-        while level > 1 {
-            let entry = self.entry(table, index(gfn.0, level)).ok_or(Errno::EIO)?;
-            table = match self.format.decode(entry.load(Ordering::Acquire), level) {
-                Entry::Table(next) => next,
-                Entry::Leaf(mapping) => self.split(entry, mapping, level)?,
-                Entry::Empty => break,
-            };
-            level = level.wrapping_sub(1);
-        }
-        Ok(())
+        self.split_edges(&range, |_| true)
     }
 
     /// Sees to it that no leaf that `wanted` names reaches across either end of the range.
@@ -587,7 +577,18 @@ impl<F: PageFormat> P2m<F> {
 impl<F: PageFormat> P2m<F> {
     /// Frees about `budget` of the tables of a map that nobody uses any more; true when only the root is left.
     pub fn take_apart(&mut self, mut budget: u64) -> bool {
+        while budget > 0
+            && let Some(table) = self.spare.take(self.memory)
+        {
+            self.free_one(table, &mut budget);
+        }
         self.free_below(self.root, F::LEVELS, &mut budget)
+    }
+
+    fn free_one(&self, table: Mfn, budget: &mut u64) {
+        self.memory.free_table(table);
+        self.tables.fetch_sub(1, Ordering::Relaxed);
+        *budget = budget.saturating_sub(1);
     }
 
     /// Frees the tables below one at `level` until the budget is spent; true when there is none left.
@@ -605,9 +606,7 @@ impl<F: PageFormat> P2m<F> {
                     return false;
                 }
                 entry.store(0, Ordering::Relaxed);
-                self.memory.free_table(below);
-                self.tables.fetch_sub(1, Ordering::Relaxed);
-                *budget = budget.saturating_sub(1);
+                self.free_one(below, budget);
             }
         }
         true

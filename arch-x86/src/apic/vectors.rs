@@ -19,7 +19,7 @@ pub const PLACES: usize = CPUS * DEVICES;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
     pub cpu: CpuId,
-    /// Without interrupt remapping a message has 8 bits for it, the last of which stand for all CPUs.
+    /// Without interrupt remapping a message has 8 bits for it; all ones stand for every CPU.
     pub apic_id: u8,
 }
 

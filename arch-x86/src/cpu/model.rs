@@ -43,6 +43,7 @@ struct Remedy {
 fn remedy(of: Model) -> Option<Remedy> {
     match (of.vendor, of.family, of.model) {
         // Erratum 400: in C1E, which follows a HLT of all cores, the local APIC's timer stands still. Revision Guide for family 10h, and BKDG for MSRC001_0055.
+        // Firmware that switches it on only when Dom0 takes ACPI over (SMI_CMD) is not met by this.
         (Vendor::Amd, 0x10, _) => Some(Remedy { msr: INT_PENDING_MESSAGE, clear: 0b11 << 27, set: 0 }),
         // Erratum 793: an instruction with LOCK beside a write to write-combining memory can hang the core. Revision Guide for family 16h, models 00h-0Fh.
         (Vendor::Amd, 0x16, 0x00..=0x0f) => Some(Remedy { msr: LS_CFG, clear: 0, set: 1 << 15 }),
@@ -67,7 +68,8 @@ fn may_break_on_large_code(of: Model) -> bool {
     of.vendor == Vendor::Intel && of.family == 6 && !FINE.contains(&of.model)
 }
 
-fn is_below_another() -> bool {
+/// Another hypervisor has this CPU.
+pub fn is_below_another() -> bool {
     CpuId::new().get_feature_info().is_some_and(|has| has.has_hypervisor())
 }
 

@@ -17,6 +17,7 @@ use crate::pci::config::register;
 use crate::pci::{self, Function, Message, PciHost, Sbdf, Width};
 use crate::pci_host::Hardware;
 use crate::percpu;
+use crate::vdev::vlapic;
 use crate::vdev::vpci::ecam::Ecam;
 use crate::vdev::vpci::{Effect, Effects, Vpci};
 
@@ -146,7 +147,7 @@ impl PciBus {
                 Effect::Map { .. } | Effect::Unmap { .. } => {
                     flush = flush.merge(follow_in_memory(&domain.p2m, effect));
                 }
-                _ => self.follow_in_messages(effect, &percpu::targets()),
+                _ => self.follow_in_messages(effect, |message| targets(domain, message)),
             }
         }
         if !flush.is_none() {
@@ -211,21 +212,23 @@ impl<H: PciHost> PciBus<H> {
         })
     }
 
-    /// Binds and programs messages, which are to come to one of these CPUs.
-    fn follow_in_messages(&self, effect: Effect, targets: &Targets) {
+    /// Binds and programs messages. `targets` tells the CPUs to which the device may send what the guest wants as that message.
+    fn follow_in_messages(&self, effect: Effect, targets: impl Fn(Message) -> Targets) {
         match effect {
             Effect::Map { .. } | Effect::Unmap { .. } => {}
-            Effect::MsiBind { sbdf, message, log2_vectors } => self.bind_msi(sbdf, message, log2_vectors, targets),
+            Effect::MsiBind { sbdf, message, log2_vectors } => {
+                self.bind_msi(sbdf, message, log2_vectors, &targets(message))
+            }
             Effect::MsiRoute { sbdf, message } => self.messages.reroute(Owner { sbdf, entry: None }, message),
             Effect::MsiUnbind { sbdf } => self.messages.unbind(sbdf),
             Effect::MsixEntry { sbdf, entry, message, masked } => {
                 let functions = self.functions.lock();
-                self.set_entry(&functions, sbdf, (entry, message, masked), targets);
+                self.set_entry(&functions, sbdf, (entry, message, masked), &targets);
             }
             Effect::MsixSync { sbdf } => {
                 let functions = self.functions.lock();
                 for entry in functions.msix_entries(sbdf) {
-                    self.set_entry(&functions, sbdf, entry, targets);
+                    self.set_entry(&functions, sbdf, entry, &targets);
                 }
             }
             Effect::MsixUnbind { sbdf } => {
@@ -247,7 +250,13 @@ impl<H: PciHost> PciBus<H> {
     }
 
     /// Has the device do what the guest's entry says: its index, its message, and whether it is masked.
-    fn set_entry(&self, functions: &Vpci, sbdf: Sbdf, guest: (u16, Message, bool), targets: &Targets) {
+    fn set_entry(
+        &self,
+        functions: &Vpci,
+        sbdf: Sbdf,
+        guest: (u16, Message, bool),
+        targets: &impl Fn(Message) -> Targets,
+    ) {
         let (entry, message, masked) = guest;
         let Some(table) = functions.msix_table(sbdf) else { return };
         if masked || !message.is_interrupt() {
@@ -255,7 +264,7 @@ impl<H: PciHost> PciBus<H> {
             pci::mask_msix_entry(&self.hardware, table, entry, true);
             return;
         }
-        match self.messages.bind(Owner { sbdf, entry: Some(entry) }, message, 0, targets) {
+        match self.messages.bind(Owner { sbdf, entry: Some(entry) }, message, 0, &targets(message)) {
             Some(place) => pci::program_msix_entry(&self.hardware, table, entry, host_message(place), false),
             None => no_vector(sbdf),
         }
@@ -280,6 +289,13 @@ fn sbdf(function: PciFunction) -> Sbdf {
 #[cold]
 fn no_vector(sbdf: Sbdf) {
     log::error!(target: "pci", "{sbdf}: no interrupt vector is left; the device gets no interrupts");
+}
+
+/// The CPUs for a message, from the one on that its receiver runs on.
+fn targets(domain: &Domain<X86>, message: Message) -> Targets {
+    let message = vlapic::Message::from_msi(message.address, message.data);
+    let near = message.and_then(|message| machine::cpu_near(domain, message));
+    near.map_or_else(percpu::targets, percpu::targets_near)
 }
 
 /// What a device is to send for a CPU's vector: fixed, an edge.

@@ -55,7 +55,7 @@ fn write_table(bus: &PciBus<FakeBus>, p2m: &P2m<fake::Format>, offset: u64, valu
 fn follow(bus: &PciBus<FakeBus>, p2m: &P2m<fake::Format>, effects: &Effects) {
     for &effect in effects {
         let _ = follow_in_memory(p2m, effect).spend();
-        bus.follow_in_messages(effect, &[CPU].into_iter().collect());
+        bus.follow_in_messages(effect, |_| [CPU].into_iter().collect());
     }
 }
 

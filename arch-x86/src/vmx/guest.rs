@@ -310,8 +310,8 @@ impl VmxVcpu {
 
     /// Asks for an exit as soon as the guest can take an NMI, or takes that back.
     pub fn set_nmi_window(&mut self, open: bool) {
-        // STI may or may not keep that exit from coming (SDM Vol. 3, 26.2), and an NMI that is injected may have to wait for it: where it does not, there would
-        // be no end. MOV SS blocks as long, and both.
+        // Some CPUs hold NMIs back after STI, others do not (SDM Vol. 3, 26.2). On these the exit would come at once, again and again, while the NMI cannot be
+        // injected yet. MOV SS, which holds them back on all for as long, stands in for it.
         let blocked = read(GUEST_INTERRUPTIBILITY);
         if open && blocked & BLOCKED_BY_STI != 0 {
             write(GUEST_INTERRUPTIBILITY, blocked & !BLOCKED_BY_STI | BLOCKED_BY_MOV_SS);

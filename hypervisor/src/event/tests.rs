@@ -196,30 +196,49 @@ fn closing_one_end_unbinds_the_other() {
 
 #[test]
 fn the_other_domain_cannot_hinder_a_close() {
-    // Whenever the closer looks for it, that is: after the closer's look at the port, and before the locks.
-    for is_connected in [true, false] {
-        let (front, back) = (Fake::new(5), Fake::new(0));
-        let port = alloc_unbound(&back, front.id()).unwrap();
-        let connection = Cell::new(is_connected.then(|| bind_interdomain(&front, &back, port).unwrap()));
-        let turns = Cell::new(0);
-        let flip = || {
-            turns.set(turns.get() + 1);
-            connection.set(match connection.take() {
-                Some(far) => {
-                    bind::close(&front, far, Party::Guest, |_| Some(&back.events)).unwrap();
-                    None
+    let (back, front, port, front_port) = connected();
+    let (far, turns) = (Cell::new(front_port), Cell::new(0));
+    // Whenever the closer looks for the other domain, which is after its look at the port and before it has the locks, that connects anew.
+    let find = |_| {
+        turns.set(turns.get() + 1);
+        bind::close(&front, far.get(), Party::Guest, |_| Some(&back.events)).unwrap();
+        alloc_unbound(&front, DomainId(9)).unwrap();
+        far.set(bind_interdomain(&front, &back, port).unwrap());
+        Some(&front.events)
+    };
+    assert_eq!(bind::close(&back, port, Party::Guest, find), Ok(()));
+    assert_eq!((back.binding(port), turns.get()), (Binding::Free, 1));
+    assert_ne!(far.get(), front_port);
+    assert_eq!(front.binding(far.get()), Binding::Unbound { remote: back.id() });
+}
+
+#[test]
+fn a_close_beside_another_domain_that_comes_and_goes_leaves_no_half_of_a_connection() {
+    let (back, front) = (Fake::new(0), Fake::new(5));
+    std::thread::scope(|scope| {
+        let ports = std::sync::mpsc::channel::<Option<Port>>();
+        let (tell, told) = ports;
+        let front = &front;
+        let back = &back;
+        scope.spawn(move || {
+            while let Some(port) = told.recv().unwrap() {
+                while let Ok(far) = bind_interdomain(front, back, port) {
+                    bind::close(front, far, Party::Guest, |_| Some(&back.events)).unwrap();
                 }
-                None => Some(bind_interdomain(&front, &back, port).unwrap()),
-            });
-        };
-        let find = |_| {
-            flip();
-            Some(&front.events)
-        };
-        assert_eq!(bind::close(&back, port, Party::Guest, find), Ok(()));
-        assert_eq!((back.binding(port), turns.get()), (Binding::Free, u32::from(is_connected)));
-        assert!(connection.take().is_none_or(|far| front.binding(far) == Binding::Unbound { remote: back.id() }));
-    }
+            }
+        });
+        for _ in 0..2000 {
+            let port = alloc_unbound(back, front.id()).unwrap();
+            tell.send(Some(port)).unwrap();
+            std::thread::yield_now();
+            assert_eq!(bind::close(back, port, Party::Guest, |_| Some(&front.events)), Ok(()));
+        }
+        tell.send(None).unwrap();
+    });
+    let is_free = |fake: &Fake| {
+        (1..100).all(|port| fake.events.state(Port(port)).ok().is_none_or(|state| state.binding() == Binding::Free))
+    };
+    assert!(is_free(&back) && is_free(&front));
 }
 
 #[test]

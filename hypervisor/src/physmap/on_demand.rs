@@ -28,9 +28,8 @@ pub fn mark<M: Machine>(system: &System<M>, domain: &Domain<M>, gfn: Gfn, order:
     if domain.control.is_dying() {
         return Err(Errno::ENOMEM);
     }
-    let pages = domain.p2m.pod().entries.saturating_add(frames);
-    let large = [PageSize::Size2M, PageSize::Size1G].map(|size| pages.wrapping_shr(size.order().into()));
-    domain.p2m.keep_tables_for_splits(large.iter().sum())?;
+    let entries = domain.p2m.pod().entries.saturating_add(frames);
+    domain.p2m.keep_tables_for_splits(entries)?;
     let flush = domain.p2m.mark_on_demand(gfn, frames)?;
     system.machine.flush(domain, flush);
     Ok(())

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use xen_abi::errno::Errno;
 
 use super::P2m;
-use crate::addr::Mfn;
+use crate::addr::{Mfn, PageSize};
 use crate::memory::Memory;
 use crate::table::PageFormat;
 
@@ -73,11 +73,13 @@ impl<F: PageFormat> P2m<F> {
         Ok(())
     }
 
-    /// Sees to it that so many larger pages can be taken apart, whatever else takes memory: draws tables for them, once.
+    /// Sees to it that all larger pages that `pages` pages may be can be taken apart, whatever else takes memory: draws tables for them, once.
     ///
     /// # Errors
     /// ENOMEM; some may have been drawn then.
-    pub fn keep_tables_for_splits(&self, count: u64) -> Result<(), Errno> {
+    pub fn keep_tables_for_splits(&self, pages: u64) -> Result<(), Errno> {
+        let count =
+            [PageSize::Size2M, PageSize::Size1G].iter().map(|size| pages.wrapping_shr(size.order().into())).sum();
         while self.spare.for_splits.load(Ordering::Relaxed) < count {
             // The lock, so that none is taken for something else before it is said what it is for.
             let _edit = self.edit.lock();
@@ -89,6 +91,14 @@ impl<F: PageFormat> P2m<F> {
             self.spare.for_splits.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// The same where code runs in pages of 4 KiB alone: any of them may come to have some.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn keep_tables_for_code(&self, pages: u64) -> Result<(), Errno> {
+        if self.format.runs_large_code() { Ok(()) } else { self.keep_tables_for_splits(pages) }
     }
 
     fn draw_spare(&self) -> Result<(), Errno> {
@@ -150,8 +160,8 @@ mod tests {
         let all = memory.free_frames();
         let p2m = P2m::new(fake::Format::default(), memory, DomainId(1)).unwrap();
         let _ = p2m.map(Gfn(512), Mfn(512), 1536, PageKind::Foreign, MemoryType::WriteBack).unwrap();
-        p2m.keep_tables_for_splits(2).unwrap();
-        p2m.keep_tables_for_splits(2).unwrap();
+        p2m.keep_tables_for_splits(2 << 9).unwrap();
+        p2m.keep_tables_for_splits(2 << 9).unwrap();
         // The root, two above the leaves, and the two.
         assert_eq!((p2m.table_frames(), memory.free_frames()), (5, all - 5));
         p2m.set_table_limit(5);

@@ -5,7 +5,7 @@ use crate::{Arrangement, Nanos};
 /// Credit2's parameters, by the names that Xen's command line has for them.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Params {
-    /// `sched_ratelimit_us`: what runs is not preempted for so long. Nothing turns it off.
+    /// `sched_ratelimit_us`: what runs is not preempted for so long. Zero turns it off.
     pub ratelimit: Nanos,
     /// `credit2_cap_period_ms`: how often the budget of a capped domain is replenished.
     pub cap_period: Nanos,

@@ -4,7 +4,7 @@ use super::case::{Boot, Case, Context, host_is_well, last_lines, module, nothing
 use crate::build;
 use crate::console::{End, Run};
 use crate::engine::Engine;
-use crate::engine::qemu::TCG_CPU;
+use crate::engine::qemu::{Accelerator, TCG_CPU};
 use anyhow::{Context as _, Result, bail, ensure};
 
 /// How a guest's run has to end.
@@ -40,7 +40,7 @@ struct Equipment {
     name: &'static str,
     /// As QEMU names them.
     devices: &'static [&'static str],
-    /// A feature that its CPUs lack, as QEMU names it: a machine of QEMU's alone.
+    /// A feature that its CPUs lack, as QEMU names it: a machine that QEMU emulates alone.
     without: Option<&'static str>,
     /// It has one CPU, which the guest's vCPUs share.
     shared: bool,
@@ -174,8 +174,8 @@ fn case(guest: Guest) -> Case {
         engines: guest.engines,
         prepare: nothing_to_prepare(),
         run: Box::new(move |context| {
-            let is_qemu = matches!(context.engine, Engine::Qemu(_));
-            let mut there = guest.machines.iter().filter(|equipment| is_qemu || equipment.without.is_none());
+            let is_emulated = matches!(context.engine, Engine::Qemu(Accelerator::Tcg));
+            let mut there = guest.machines.iter().filter(|equipment| is_emulated || equipment.without.is_none());
             there.try_for_each(|equipment| {
                 run(&guest, equipment, context).with_context(|| format!("on machine \"{}\"", equipment.name))
             })

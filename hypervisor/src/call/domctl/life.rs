@@ -40,7 +40,12 @@ pub(super) fn create<M: Machine>(caller: &Caller<'_, M>, op: &mut Domctl) -> Res
     let domain = system.machine.create(system.memory, id, Privilege::Guest, &config)?;
     let control = &domain.control;
     control.set_handle(config.handle);
-    control.pause(|| hold_all(system, &domain, hold::PAUSED))?;
+    // None of them runs, so none has to come out.
+    control.pause(|| {
+        for vcpu in &domain.vcpus {
+            vcpu.set_hold(hold::PAUSED);
+        }
+    })?;
     set_pool(&domain, FIRST_POOL);
     wallclock::update_wallclock(system, &domain);
     system.add(mm::try_arc(domain)?)?;
