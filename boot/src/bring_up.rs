@@ -272,7 +272,7 @@ fn start_memory(info: &BootInfo) -> &'static Memory {
     let first = free
         .take_highest(frames, 1)
         .filter(|&first| window.zero_frames(first, frames).is_ok())
-        .unwrap_or_else(|| panic!("there is no room for the frame table of {} MiB", frames * PAGE_SIZE as u64 >> 20));
+        .unwrap_or_else(|| panic!("there is no room for the frame table of {} MiB", (frames * PAGE_SIZE as u64) >> 20));
     // SAFETY: zeroed, as slots and counters may be; aligned, as frames are; taken for good and shown by the direct map for ever; side by side.
     let (table, counters) = unsafe {
         let start = paging::DIRECT_MAP + first.phys().0;
