@@ -44,12 +44,18 @@ pub fn counters() -> &'static [AtomicU32] {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Format {
     largest: PageSize,
+    large_code: bool,
 }
 
 impl Format {
     /// A format whose pages are at most this large.
     pub const fn new(largest: PageSize) -> Self {
-        Self { largest }
+        Self { largest, large_code: true }
+    }
+
+    /// The same, with code in pages of 4 KiB alone.
+    pub const fn with_small_code(self) -> Self {
+        Self { large_code: false, ..self }
     }
 }
 
@@ -94,6 +100,10 @@ impl PageFormat for Format {
             kind: PageKind::from_bits((entry >> 2 & 15) as u8).expect("a kind"),
             memory: MemoryType::from_bits((entry >> 6 & 7) as u8).expect("a memory type"),
         })
+    }
+
+    fn runs_large_code(&self) -> bool {
+        self.large_code
     }
 
     fn largest(&self) -> PageSize {

@@ -503,7 +503,8 @@ impl<F: PageFormat> P2m<F> {
     }
 
     fn draw_table(&self, level: u8) -> Result<Mfn, Errno> {
-        if self.tables.load(Ordering::Relaxed) >= self.limit.load(Ordering::Relaxed) {
+        let limit = self.limit.load(Ordering::Relaxed).saturating_add(self.spare.beyond());
+        if self.tables.load(Ordering::Relaxed) >= limit {
             return Err(Errno::ENOMEM);
         }
         let frame = self.memory.allocate(0, None)?.scrub().into_table(self.owner, level);

@@ -17,6 +17,8 @@ pub(super) struct Spare {
     wanted: AtomicU64,
     /// As many of them are only for taking larger pages apart.
     for_splits: AtomicU64,
+    /// As many tables may be drawn beyond the map's limit.
+    beyond: AtomicU64,
 }
 
 impl Spare {
@@ -26,7 +28,13 @@ impl Spare {
             count: AtomicU64::new(0),
             wanted: AtomicU64::new(0),
             for_splits: AtomicU64::new(0),
+            beyond: AtomicU64::new(0),
         }
+    }
+
+    /// How many tables may be drawn beyond the map's limit.
+    pub(super) fn beyond(&self) -> u64 {
+        self.beyond.load(Ordering::Relaxed)
     }
 
     /// Keeps a table that is out of use, unless there are enough.
@@ -78,8 +86,7 @@ impl<F: PageFormat> P2m<F> {
     /// # Errors
     /// ENOMEM; some may have been drawn then.
     pub fn keep_tables_for_splits(&self, pages: u64) -> Result<(), Errno> {
-        let count =
-            [PageSize::Size2M, PageSize::Size1G].iter().map(|size| pages.wrapping_shr(size.order().into())).sum();
+        let count = most_splits(pages);
         while self.spare.for_splits.load(Ordering::Relaxed) < count {
             // The lock, so that none is taken for something else before it is said what it is for.
             let _edit = self.edit.lock();
@@ -93,12 +100,17 @@ impl<F: PageFormat> P2m<F> {
         Ok(())
     }
 
-    /// The same where code runs in pages of 4 KiB alone: any of them may come to have some.
+    /// The same where code runs in pages of 4 KiB alone: any of them may come to have some. These tables do not count towards the limit, as
+    /// whoever set it knows nothing of this machine's processors.
     ///
     /// # Errors
     /// As there.
     pub fn keep_tables_for_code(&self, pages: u64) -> Result<(), Errno> {
-        if self.format.runs_large_code() { Ok(()) } else { self.keep_tables_for_splits(pages) }
+        if self.format.runs_large_code() {
+            return Ok(());
+        }
+        self.spare.beyond.fetch_max(most_splits(pages), Ordering::Relaxed);
+        self.keep_tables_for_splits(pages)
     }
 
     fn draw_spare(&self) -> Result<(), Errno> {
@@ -109,6 +121,11 @@ impl<F: PageFormat> P2m<F> {
         }
         Ok(())
     }
+}
+
+/// Into how many tables the larger pages that so many pages may be can come apart.
+fn most_splits(pages: u64) -> u64 {
+    [PageSize::Size2M, PageSize::Size1G].iter().map(|size| pages.wrapping_shr(size.order().into())).sum()
 }
 
 #[cfg(test)]
@@ -176,5 +193,22 @@ mod tests {
         assert!(put(1600).is_ok());
         drop(p2m);
         assert_eq!(memory.free_frames(), all);
+    }
+
+    #[test]
+    fn what_is_kept_for_code_is_beyond_the_limit_and_for_nothing_else() {
+        let memory = fake::memory(64);
+        let large = P2m::new(fake::Format::default(), memory, DomainId(1)).unwrap();
+        large.keep_tables_for_code(3 << 9).unwrap();
+        assert_eq!(large.table_frames(), 1, "its code runs anywhere");
+        let p2m = P2m::new(fake::Format::default().with_small_code(), memory, DomainId(1)).unwrap();
+        let _ = p2m.map(Gfn(512), Mfn(512), 1536, PageKind::Ram, MemoryType::WriteBack).unwrap();
+        p2m.set_table_limit(3);
+        p2m.keep_tables_for_code(3 << 9).unwrap();
+        assert_eq!(p2m.table_frames(), 6);
+        let put = |gfn: u64| p2m.put(Gfn(gfn), Mfn(7), PageKind::Foreign, MemoryType::WriteBack, |_| Ok(()));
+        assert_eq!(put(0).unwrap_err(), Errno::ENOMEM);
+        assert!([512, 1024, 1536].into_iter().all(|gfn| p2m.split_at(Gfn(gfn)).is_ok()));
+        assert_eq!((p2m.table_frames(), put(0).unwrap_err()), (6, Errno::ENOMEM));
     }
 }
