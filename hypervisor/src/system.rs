@@ -119,17 +119,16 @@ impl<M: Machine> System<M> {
 
     /// Works on a domain that nobody has any more, until `work` says that it is done. False if there is none, nor another CPU at such a one.
     pub(crate) fn work_on_a_grave(&self, work: impl FnOnce(&mut Grave<M>) -> bool) -> bool {
-        let grave = {
+        let mut grave = {
             let mut graves = self.graves.lock();
             match graves.iter().position(|grave| Arc::strong_count(&grave.domain) == 1) {
                 Some(index) => {
                     self.burying.fetch_add(1, Ordering::Relaxed);
                     graves.swap_remove(index)
                 }
-                None => return self.burying.load(Ordering::Relaxed) != 0,
+                None => return self.burying.load(Ordering::Acquire) != 0,
             }
         };
-        let mut grave = grave;
         if work(&mut grave) {
             drop(grave);
         } else {

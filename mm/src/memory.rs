@@ -286,7 +286,9 @@ impl Memory {
         let before = slot.drop_reference();
         if before.kind() == FrameKind::Doomed && before.count() == 1 {
             self.free_one(mfn);
-            self.count_lingering(before.owner(), |count| count.fetch_sub(1, Ordering::Relaxed));
+            if let Some(count) = self.lingering_of(before.owner()) {
+                count.fetch_sub(1, Ordering::Relaxed);
+            }
         }
     }
 
@@ -370,14 +372,13 @@ impl Memory {
     #[inline]
     pub fn lingering(&self, owner: DomainId) -> u64 {
         // One may have gone before it was counted.
-        let count = self.lingering.get(usize::from(owner.0)).map_or(0, |count| count.load(Ordering::Relaxed) as i32);
+        let count = self.lingering_of(owner).map_or(0, |count| count.load(Ordering::Relaxed) as i32);
         count.max(0) as u64
     }
 
-    fn count_lingering(&self, owner: DomainId, change: impl FnOnce(&AtomicU32) -> u32) {
-        if let Some(count) = self.lingering.get(usize::from(owner.0)) {
-            change(count);
-        }
+    #[inline]
+    fn lingering_of(&self, owner: DomainId) -> Option<&AtomicU32> {
+        self.lingering.get(usize::from(owner.0))
     }
 
     /// Gives up one frame of `owner`'s memory: it is freed now, or when the last reference to it goes, and [lingers](Self::lingering) until then.
@@ -398,8 +399,8 @@ impl Memory {
         })?;
         if before.count() == 0 {
             self.free_one(mfn);
-        } else {
-            self.count_lingering(owner, |count| count.fetch_add(1, Ordering::Relaxed));
+        } else if let Some(count) = self.lingering_of(owner) {
+            count.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
     }

@@ -460,9 +460,46 @@ impl<F: PageFormat> P2m<F> {
             }
         }
         if !self.spare.keep(self.memory, table) {
-            self.memory.free_table(table);
-            self.tables.fetch_sub(1, Ordering::Relaxed);
+            self.free_one(table);
         }
+    }
+
+    /// Frees about `budget` of the tables of a map that nobody uses any more; true when only the root is left.
+    pub fn take_apart(&mut self, mut budget: u64) -> bool {
+        while budget > 0
+            && let Some(table) = self.spare.take(self.memory)
+        {
+            self.free_one(table);
+            budget = budget.saturating_sub(1);
+        }
+        self.free_below(self.root, F::LEVELS, &mut budget)
+    }
+
+    fn free_one(&self, table: Mfn) {
+        self.memory.free_table(table);
+        self.tables.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Frees the tables below one at `level` until the budget is spent; true when there is none left.
+    fn free_below(&self, table: Mfn, level: u8, budget: &mut u64) -> bool {
+        if level == 1 {
+            return true;
+        }
+        for index in 0..512 {
+            let Some(entry) = self.entry(table, index) else { continue };
+            let value = entry.load(Ordering::Relaxed);
+            if value != 0
+                && let Entry::Table(below) = self.format.decode(value, level)
+            {
+                if *budget == 0 || !self.free_below(below, level.wrapping_sub(1), budget) {
+                    return false;
+                }
+                entry.store(0, Ordering::Relaxed);
+                self.free_one(below);
+                *budget = budget.saturating_sub(1);
+            }
+        }
+        true
     }
 
     /// Takes note of a table that has just been taken out of the tree. (No table is in frame 0: that ends the list.)
@@ -575,55 +612,14 @@ impl<F: PageFormat> P2m<F> {
     }
 }
 
-impl<F: PageFormat> P2m<F> {
-    /// Frees about `budget` of the tables of a map that nobody uses any more; true when only the root is left.
-    pub fn take_apart(&mut self, mut budget: u64) -> bool {
-        while budget > 0
-            && let Some(table) = self.spare.take(self.memory)
-        {
-            self.free_one(table, &mut budget);
-        }
-        self.free_below(self.root, F::LEVELS, &mut budget)
-    }
-
-    fn free_one(&self, table: Mfn, budget: &mut u64) {
-        self.memory.free_table(table);
-        self.tables.fetch_sub(1, Ordering::Relaxed);
-        *budget = budget.saturating_sub(1);
-    }
-
-    /// Frees the tables below one at `level` until the budget is spent; true when there is none left.
-    fn free_below(&self, table: Mfn, level: u8, budget: &mut u64) -> bool {
-        if level == 1 {
-            return true;
-        }
-        for index in 0..512 {
-            let Some(entry) = self.entry(table, index) else { continue };
-            let value = entry.load(Ordering::Relaxed);
-            if value != 0
-                && let Entry::Table(below) = self.format.decode(value, level)
-            {
-                if *budget == 0 || !self.free_below(below, level.wrapping_sub(1), budget) {
-                    return false;
-                }
-                entry.store(0, Ordering::Relaxed);
-                self.free_one(below, budget);
-            }
-        }
-        true
-    }
-}
-
 impl<F: PageFormat> Drop for P2m<F> {
     /// Frees all tables. By then nothing may use them: the domain's vCPUs are gone and the CPUs have flushed.
     fn drop(&mut self) {
         self.shrink_cache(0, u64::MAX);
         let head = self.edit.get_mut().retired.head.take();
         self.free_retired(head);
-        self.free_tree(self.root, F::LEVELS);
-        while let Some(table) = self.spare.take(self.memory) {
-            self.memory.free_table(table);
-        }
+        self.take_apart(u64::MAX);
+        self.memory.free_table(self.root);
     }
 }
 

@@ -70,8 +70,10 @@ impl Messages {
             bindings.swap_remove(at);
         }
         bindings.try_reserve(1).ok()?;
-        let log2 = Some(log2_vectors).filter(|&log2| log2 <= MOST_VECTORS)?;
-        let place = vectors::allocate_row(targets, log2, |place| Source::Message(place.index() as u32))?;
+        if log2_vectors > MOST_VECTORS {
+            return None;
+        }
+        let place = vectors::allocate_row(targets, log2_vectors, |place| Source::Message(place.index() as u32))?;
         let binding = Binding { owner, place, log2_vectors };
         self.set_routes(&binding, message);
         bindings.push(binding);

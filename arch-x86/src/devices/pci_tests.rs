@@ -6,7 +6,7 @@ use sched::CpuId;
 use xen_abi::types::DomainId;
 
 use super::*;
-use crate::apic::vectors::{self, Source, Target};
+use crate::apic::vectors::{self, PLACES, Source, Target};
 use crate::pci::config::ConfigAccess;
 use crate::pci::fake::{FakeBus, FakeFunction};
 
@@ -177,6 +177,7 @@ fn msi_is_received_as_the_guest_wrote_it() {
     write(&bus, &p2m, 0x52, Width::Word, 0);
     assert_eq!(bus.hardware.word(NIC, 0x52) & 1, 0);
     assert!((0..4).all(|n| received(&bus, first.nth(n)).is_none()));
+    assert!((0..PLACES as u32).all(|index| bus.messages.route(index).is_none()));
 }
 
 #[test]

@@ -216,10 +216,8 @@ fn the_other_domain_cannot_hinder_a_close() {
 fn a_close_beside_another_domain_that_comes_and_goes_leaves_no_half_of_a_connection() {
     let (back, front) = (Fake::new(0), Fake::new(5));
     std::thread::scope(|scope| {
-        let ports = std::sync::mpsc::channel::<Option<Port>>();
-        let (tell, told) = ports;
-        let front = &front;
-        let back = &back;
+        let (tell, told) = std::sync::mpsc::channel::<Option<Port>>();
+        let (front, back) = (&front, &back);
         scope.spawn(move || {
             while let Some(port) = told.recv().unwrap() {
                 while let Ok(far) = bind_interdomain(front, back, port) {

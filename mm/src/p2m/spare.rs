@@ -116,8 +116,7 @@ impl<F: PageFormat> P2m<F> {
     fn draw_spare(&self) -> Result<(), Errno> {
         let table = self.draw_table(1)?;
         if !self.spare.keep(self.memory, table) {
-            self.memory.free_table(table);
-            self.tables.fetch_sub(1, Ordering::Relaxed);
+            self.free_one(table);
         }
         Ok(())
     }
