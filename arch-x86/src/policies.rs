@@ -14,6 +14,7 @@ use spin::Once;
 use xen_abi::errno::Errno;
 use xen_abi::x86::{CpuidLeaf, MsrEntry};
 
+use crate::cpu::model;
 use crate::engine::Host;
 use crate::fault::{rdmsr_safe, wrmsr_safe};
 use crate::fpu;
@@ -51,13 +52,18 @@ pub fn machine() -> Option<&'static MachinePolicies> {
     MACHINE.get()
 }
 
-pub type Withheld = ArrayVec<Feature, 6>;
+pub type Withheld = ArrayVec<Feature, 7>;
 
-/// Features of this CPU that a guest cannot have: the engine does not let them through, or the state behind them is not
-/// switched between guests.
+/// Features of this CPU that a guest cannot have: the engine does not let them through, the state behind them is not
+/// switched between guests, or they do not work.
 fn withheld(engine: Host) -> Withheld {
+    let broken = model::spoils_flags().then_some(features::CX16);
+    if broken.is_some() {
+        log::warn!(target: "cpu", "CMPXCHG16B spoils RFLAGS here, as in QEMU before 8.0; guests are not told of it");
+    }
     // IA32_SPEC_CTRL is not switched, and commands to the predictors and the cache are not passed on.
-    engine.withheld().into_iter().chain([features::IBRSB, features::IBPB, features::L1D_FLUSH]).collect()
+    let passed_on = [features::IBRSB, features::IBPB, features::L1D_FLUSH];
+    engine.withheld().into_iter().chain(passed_on).chain(broken).collect()
 }
 
 /// An MSR of this CPU, for the guests' policy.

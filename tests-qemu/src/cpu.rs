@@ -24,6 +24,21 @@ pub fn rdmsr(msr: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
+/// RFLAGS after a comparison of 0 with `compared`, and a CMPXCHG16B that finds what it expects.
+pub fn flags_after_cmpxchg16b(compared: u64) -> u64 {
+    #[repr(align(16))]
+    struct Operand([u64; 2]);
+    let mut operand = Operand([0; 2]);
+    let flags;
+    // SAFETY: the operand is aligned, and nobody else's; the flags are loaded as they are.
+    unsafe {
+        asm!(".p2align 6", "pushfq", "popfq", "cmp rax, {compared}", "cmpxchg16b [{operand}]", "pushfq", "pop {flags}",
+            compared = in(reg) compared, operand = in(reg) &raw mut operand.0, flags = lateout(reg) flags,
+            inout("rax") 0u64 => _, inout("rdx") 0u64 => _, in("rcx") 0u64);
+    }
+    flags
+}
+
 pub fn wrmsr(msr: u32, value: u64) {
     // SAFETY: guests write MSRs of their own virtual CPU, whose effect they know.
     unsafe { asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack)) };

@@ -1,5 +1,6 @@
 //! Which processor this is, and what the faults of some need where the firmware has not done it.
 
+use core::arch::asm;
 use core::arch::x86_64::{__cpuid_count, CpuidResult};
 
 use raw_cpuid::CpuId;
@@ -66,6 +67,27 @@ fn may_break_on_large_code(of: Model) -> bool {
         0x96, 0x9c,
     ];
     of.vendor == Vendor::Intel && of.family == 6 && !FINE.contains(&of.model)
+}
+
+/// CMPXCHG16B, which changes ZF alone, makes RFLAGS of what was compared before it: bits that no processor has, NT and IF among them, and from an exit to the
+/// entry that follows they stay. Linux's next IRET faults (QEMU's TCG before 8.0, which takes flags from an operation that is not the last one).
+pub fn spoils_flags() -> bool {
+    if !CpuId::new().get_feature_info().is_some_and(|has| has.has_cmpxchg16b()) {
+        return false;
+    }
+    #[repr(align(16))]
+    struct Operand([u64; 2]);
+    const RESERVED: u64 = 1 << 15;
+    let mut operand = Operand([0; 2]);
+    let flags: u64;
+    // SAFETY: the operand is aligned, and nobody else's; the flags are loaded as they are. TCG's mistake is seen if all is translated in one piece, behind POPFQ:
+    // it does not go across pages.
+    unsafe {
+        asm!(".p2align 6", "pushfq", "popfq", "cmp rax, {compared}", "cmpxchg16b [{operand}]", "pushfq", "pop {flags}",
+            compared = in(reg) RESERVED, operand = in(reg) &raw mut operand.0, flags = lateout(reg) flags,
+            inout("rax") 0u64 => _, inout("rdx") 0u64 => _, in("rcx") 0u64);
+    }
+    flags & RESERVED != 0
 }
 
 /// Another hypervisor has this CPU.

@@ -3,7 +3,7 @@
 #![no_std]
 #![no_main]
 
-use tests_qemu::cpu::cpuid;
+use tests_qemu::cpu::{self, cpuid};
 use tests_qemu::tests::Tests;
 use xen_abi::x86::*;
 
@@ -46,6 +46,10 @@ fn main(t: &mut Tests) {
     t.equal("no PMU", cpuid(0xa, 0).eax & 0xff, 0);
     t.check("physical addresses of 36 bits or more", cpuid(0x8000_0008, 0).eax & 0xff >= 36);
 
+    if one.ecx & 1 << 13 != 0 {
+        let flags = cpu::flags_after_cmpxchg16b(1 << 15);
+        t.equal("CMPXCHG16B leaves RFLAGS' reserved bits alone", flags & 1 << 15, 0);
+    }
     if one.ecx & 1 << 26 != 0 {
         xsave(t);
     }
