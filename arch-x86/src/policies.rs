@@ -59,7 +59,7 @@ pub type Withheld = ArrayVec<Feature, 7>;
 fn withheld(engine: Host) -> Withheld {
     let broken = model::spoils_flags().then_some(features::CX16);
     if broken.is_some() {
-        log::warn!(target: "cpu", "CMPXCHG16B spoils RFLAGS here, as in QEMU before 8.0; guests are not told of it");
+        log::info!(target: "cpu", "CMPXCHG16B spoils RFLAGS here, as in QEMU before 8.0; guests are not told of it");
     }
     // IA32_SPEC_CTRL is not switched, and commands to the predictors and the cache are not passed on.
     let passed_on = [features::IBRSB, features::IBPB, features::L1D_FLUSH];
