@@ -62,8 +62,8 @@ fn withheld(engine: Host) -> Withheld {
         log::info!(target: "cpu", "CMPXCHG16B spoils RFLAGS here, as in QEMU before 8.0; guests are not told of it");
     }
     // IA32_SPEC_CTRL is not switched, and commands to the predictors and the cache are not passed on.
-    let passed_on = [features::IBRSB, features::IBPB, features::L1D_FLUSH];
-    engine.withheld().into_iter().chain(passed_on).chain(broken).collect()
+    let not_switched = [features::IBRSB, features::IBPB, features::L1D_FLUSH];
+    engine.withheld().into_iter().chain(not_switched).chain(broken).collect()
 }
 
 /// An MSR of this CPU, for the guests' policy.

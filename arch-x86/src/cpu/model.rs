@@ -80,8 +80,8 @@ pub fn spoils_flags() -> bool {
     const RESERVED: u64 = 1 << 15;
     let mut operand = Operand([0; 2]);
     let flags: u64;
-    // SAFETY: the operand is aligned, and nobody else's; the flags are loaded as they are. TCG's mistake is seen if all is translated in one piece, behind POPFQ:
-    // it does not go across pages.
+    // TCG's mistake is seen if everything behind POPFQ is translated in one piece: aligned, it does not cross into another page.
+    // SAFETY: the operand is aligned, and nobody else's; the flags are loaded as they are.
     unsafe {
         asm!(".p2align 6", "pushfq", "popfq", "cmp rax, {compared}", "cmpxchg16b [{operand}]", "pushfq", "pop {flags}",
             compared = in(reg) RESERVED, operand = in(reg) &raw mut operand.0, flags = lateout(reg) flags,
